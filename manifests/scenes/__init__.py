@@ -1,0 +1,1 @@
+"""The embedded default data: rendered scenes, written in the official on-disk formats of RefCOCO and PNG."""

@@ -1,0 +1,1 @@
+"""Running things: the commands, presets, the Ray runtime, progress and logging."""
