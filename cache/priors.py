@@ -1,0 +1,212 @@
+"""The reader of a priors cache and of the image cache it names: one sample at a time.
+
+    priors = Priors.open("cache/refcoco")
+    item = priors.read(0)               # None if the sample failed: priors.failures[0] says why
+    embedding = priors.embedding(0)     # SAM's, float16 [Ce, e, e]
+
+Letters: n objects, T object tokens, A answer tokens, C maps of h×w, M layers of width d, Ce×e×e SAM's embedding.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.identity import differing
+from cache.memory import Memory
+from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, BoxTuple, Rows
+from cache.scaling import restore_states
+from cache.store import Store
+from manifests.schema import Sample, read_manifest
+from pipeline.errors import CacheError, IdentityMismatch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplePriors:
+    """What the LMM said about one sample. The arrays are shared with the reader's memory and therefore read-only."""
+
+    attention: np.ndarray
+    """float16 [n, C, h, w], each map of mean 1."""
+    attention_mass: np.ndarray
+    """float32 [n, C]: attention · mass / (h·w) is what the LMM's softmax gave."""
+    hidden: np.ndarray
+    """float32 [T, M, d]: the tokens of all objects, one object after the other."""
+    hidden_object: np.ndarray
+    """int64 [T]: the object that a token belongs to."""
+    answer_hidden: np.ndarray
+    """float32 [A, d]: last layer, after the final norm."""
+    answer_ids: np.ndarray
+    """int32 [A]."""
+    answer_object: np.ndarray
+    """int32 [A]: -1 for no object."""
+    answer_word: np.ndarray
+    """int32 [A]: running number of the whitespace-separated word."""
+    box: BoxTuple
+    """(top, left, height, width, size): the image in the LMM's square input, pixels of that square."""
+
+
+class Priors:
+    """Random access to the samples of a cache; can be pickled, every process reads for itself."""
+
+    def __init__(self, store: Store, images: Store | None, memory_bytes: int) -> None:
+        self.store, self.images = store, images
+        self.rows = Rows.read(store.root / "rows.parquet", ROW_SCHEMA)
+        self.image_rows = Rows.read(images.root / "rows.parquet", IMAGE_SCHEMA) if images else None
+        self.channels, *grid = store.meta.arrays["attention"].item_shape
+        self.grid: tuple[int, int] = (grid[0], grid[1])
+        self.layers, self.width = store.meta.arrays["hidden"].item_shape
+        self.failures: dict[int, str] = self._failures()
+        self._ready = None if store.complete else set(store.committed_units())
+        self._ready_images = None if images is None or images.complete else set(images.committed_units())
+        self._memory = Memory(memory_bytes)
+
+    @classmethod
+    def open(
+        cls,
+        cache_dir: str | os.PathLike[str],
+        *,
+        images_dir: str | os.PathLike[str] | None = None,
+        allow_partial: bool = False,
+        memory_bytes: int = 2 << 30,
+    ) -> Priors:
+        """Open a priors cache and the image cache it names.
+
+        images_dir: where the image cache is now, if it was moved; else `soft["images"]`, relative to the cache.
+        allow_partial: accept caches that are not complete; ask `available` before reading.
+        memory_bytes: budget for samples and embeddings kept in RAM; 0 reads from disk every time.
+        Raises CacheError for a cache that is missing, damaged or not complete, and IdentityMismatch if the image cache
+        is not the one that the priors were planned with.
+        """
+        store = _opened(Path(cache_dir), "priors", allow_partial)
+        if (expected := store.meta.identity.get("images")) is None:
+            return cls(store, None, memory_bytes)
+        path = Path(images_dir) if images_dir else store.root / str(store.meta.soft.get("images", "images"))
+        images = _opened(path, "images", allow_partial)
+        if differences := differing(expected, images.reference(), "images"):
+            raise IdentityMismatch(
+                f"{images.root} is not the image cache that {store.root} was made with: "
+                f"{'; '.join(f'{each.field}: expected {each.stored}, found {each.given}' for each in differences)}. "
+                "Give the right one, or extract the images again"
+            )
+        return cls(store, images, memory_bytes)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The manifest, in order: sample i is what `read(i)` is about. Read on first use."""
+        samples = read_manifest(self.store.root / "manifest.parquet")
+        if len(samples) != len(self.rows):
+            raise CacheError(
+                f"{self.store.root}: {len(samples)} samples in the manifest, {len(self.rows)} in rows.parquet"
+            )
+        return samples
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return self.store.meta.identity
+
+    def available(self, index: int) -> bool:
+        """Can sample `index` be read (or is it known to have failed)? Always true for a complete cache."""
+        unit, image = self.rows.number("unit", index), self.rows.number("image", index)
+        if index in self.failures:
+            return True
+        seen = self._ready is None or unit in self._ready
+        if self._ready_images is None or self.image_rows is None or image < 0:
+            return seen
+        return seen and self.image_rows.number("unit", image) in self._ready_images
+
+    def read(self, index: int) -> SamplePriors | None:
+        """The priors of sample `index`, None if it failed. CacheError if its unit is not extracted yet or damaged."""
+        if index in self.failures:
+            return None
+        if (known := self._memory.get(("sample", index))) is None:
+            known = self._read(self._checked(index))
+            arrays = [value for field in fields(known) if isinstance(value := getattr(known, field.name), np.ndarray)]
+            for array in arrays:
+                array.flags.writeable = False
+            self._memory.put(("sample", index), known, sum(array.nbytes for array in arrays))
+        return known
+
+    def embedding(self, index: int) -> np.ndarray:
+        """SAM's embedding of the sample's image: float16 [Ce, e, e], read-only. CacheError if there is none."""
+        image = self._image(index)
+        if (known := self._memory.get(("image", image))) is None:
+            assert self.images is not None and self.image_rows is not None
+            slot = self.image_rows.number("slot", image)
+            known = self.images.read("embedding", slot, slot + 1)[0]
+            known.flags.writeable = False
+            self._memory.put(("image", image), known, known.nbytes)
+        return known
+
+    def image_box(self, index: int) -> BoxTuple:
+        """(top, left, height, width, size): the sample's image in SAM's square input, pixels of that square."""
+        image = self._image(index)
+        assert self.image_rows is not None
+        return self.image_rows.box(image)
+
+    def _read(self, index: int) -> SamplePriors:
+        rows, read = self.rows, self.store.read
+        slot, objects = rows.number("slot", index), rows.number("objects", index)
+        counts, ids = rows.values("token_counts", index), rows.values("answer_ids", index)
+        token, answer = rows.number("token_slot", index), rows.number("answer_slot", index)
+        tokens = slice(token, token + int(counts.sum()))
+        answers = slice(answer, answer + len(ids))
+        return SamplePriors(
+            attention=read("attention", slot, slot + objects),
+            attention_mass=read("attention_mass", slot, slot + objects),
+            hidden=restore_states(
+                read("hidden", tokens.start, tokens.stop), read("hidden_scale", tokens.start, tokens.stop)
+            ),
+            hidden_object=np.repeat(np.arange(objects, dtype=np.int64), counts),
+            answer_hidden=restore_states(
+                read("answer_hidden", answers.start, answers.stop), read("answer_scale", answers.start, answers.stop)
+            ),
+            answer_ids=ids.copy(),
+            answer_object=rows.values("answer_object", index).copy(),
+            answer_word=rows.values("answer_word", index).copy(),
+            box=rows.box(index),
+        )
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.store.root} has {len(self)} samples, there is no sample {index}")
+        return index
+
+    def _image(self, index: int) -> int:
+        image = self.rows.number("image", self._checked(index))
+        if index in self.failures:
+            raise CacheError(f"{self.store.root}: sample {index} failed: {self.failures[index]}")
+        if self.image_rows is None or image < 0:
+            raise CacheError(f"{self.store.root}: sample {index} has no image embedding; extract with the image cache")
+        if not image < len(self.image_rows):
+            raise CacheError(f"{self.store.root}: sample {index} names image {image} of {len(self.image_rows)}")
+        return image
+
+    def _failures(self) -> dict[int, str]:
+        """Reasons by sample: of the planner, of the LMM, and of the image encoder for every sample of that image."""
+        failures = {int(entry["sample"]): str(entry["reason"]) for entry in self.store.failures()}
+        failures |= {int(str(entry["sample"])): str(entry["reason"]) for entry in self.rows.planned_failures()}
+        images = {entry["image"]: entry["reason"] for entry in self.images.failures()} if self.images else {}
+        for index, image in enumerate(self.rows.numbers("image").tolist() if images else ()):
+            if image in images:
+                failures.setdefault(index, f"its image has no embedding: {images[image]}")
+        return failures
+
+
+def _opened(path: Path, kind: str, allow_partial: bool) -> Store:
+    store = Store.open(path)
+    if store.meta.kind != kind:
+        raise CacheError(f"{path} is a cache of {store.meta.kind}, a cache of {kind} is needed")
+    if not store.complete and not allow_partial:
+        raise CacheError(
+            f"{path} is not complete ({len(store.missing_units())} of {store.meta.units} units are missing); "
+            "run extract again to resume"
+        )
+    return store
