@@ -70,7 +70,7 @@ def _by_attributes(scene: Scene, index: int, rng: random.Random) -> str | None:
 
 
 def _by_place(scene: Scene, index: int, rng: random.Random) -> str | None:
-    """"the red ring on the left": the outermost of several alike, with a margin; or the one on its kind of ground."""
+    """ "the red ring on the left": the outermost of several alike, with a margin; or the one on its kind of ground."""
     for names in _attribute_sets(rng)[:5]:
         others = [i for i in _alike(scene, index, names) if i != index]
         phrase = _noun_phrase(scene.things[index], names)
@@ -86,7 +86,7 @@ def _by_place(scene: Scene, index: int, rng: random.Random) -> str | None:
 
 
 def _by_relation(scene: Scene, index: int, rng: random.Random) -> str | None:
-    """"the ring left of the blue star": clearly true of this thing, clearly false of all that look alike."""
+    """ "the ring left of the blue star": clearly true of this thing, clearly false of all that look alike."""
     anchors = [i for i in range(len(scene.things)) if i != index]
     rng.shuffle(anchors)
     for names in _attribute_sets(rng)[:4]:
@@ -145,7 +145,9 @@ def statements(scene: Scene, rng: random.Random, share_with_predicate: float = 0
     parts = []
     for index in order:
         for text in expressions(scene, index, rng, count=1):
-            parts.append(f"{text} {_about(scene, index, text, rng)} ." if rng.random() < share_with_predicate else f"{text} .")
+            parts.append(
+                f"{text} {_about(scene, index, text, rng)} ." if rng.random() < share_with_predicate else f"{text} ."
+            )
     return " ".join(parts)
 
 
@@ -215,7 +217,13 @@ def _stuff_sentences(scene: Scene, rng: random.Random) -> Iterator[list[Segment]
             upper = Segment(text=f"the {scene.stuff[k - 1]}", stuff=(k - 1,), noun=True)
             yield [stuff, Segment(text="is below"), upper, Segment(text=".")]
         elif rng.random() < 0.5:
-            yield [Segment(text="in the"), Segment(text="background", noun=True), Segment(text="is"), stuff, Segment(text=".")]
+            yield [
+                Segment(text="in the"),
+                Segment(text="background", noun=True),
+                Segment(text="is"),
+                stuff,
+                Segment(text="."),
+            ]
         else:
             yield [Segment(text="we see"), stuff, Segment(text=".")]
 
@@ -229,7 +237,11 @@ def _denials(scene: Scene, rng: random.Random) -> Iterator[list[Segment]]:
             yield [Segment(text="there is no"), Segment(text=noun, noun=True), Segment(text=".")]
         else:
             colour = rng.choice(list(COLOURS))
-            yield [Segment(text="there are no"), Segment(text=f"{colour} {PLURALS[noun]}", noun=True), Segment(text=".")]
+            yield [
+                Segment(text="there are no"),
+                Segment(text=f"{colour} {PLURALS[noun]}", noun=True),
+                Segment(text="."),
+            ]
     missing = [s for s in STUFF if s not in scene.stuff]
     if rng.random() < 0.4:
         yield [Segment(text="we do not see"), Segment(text=f"the {rng.choice(missing)}", noun=True), Segment(text=".")]

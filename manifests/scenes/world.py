@@ -29,8 +29,8 @@ STUFF: Final = ("sky", "brick", "grass", "water", "sand")
 SIZES: Final = {"small": (11.0, 14.0), "large": (18.0, 24.0)}  # radius in pixels
 IMAGE_SIZES: Final = ((144, 144), (144, 108), (108, 144))  # width, height
 
-# Seeds: split -> first seed. A split has room for a thousand million scenes. `pretrain` is what the tiny LMM and the tiny
-# SAM learn from; `train` and `val` are for heads; the rest is only ever evaluated.
+# Seeds: split -> first seed. A split has room for a thousand million scenes. `pretrain` is what the tiny LMM and the
+# tiny SAM learn from; `train` and `val` are for heads; the rest is only ever evaluated.
 SPLIT_SEEDS: Final = {
     "pretrain": 0,
     "train": 1_000_000_000,
@@ -201,6 +201,7 @@ def _stuff_colours(
     """float32 [height, width, 3] colours of a whole image of this stuff."""
     grain = noise.standard_normal(x.shape, np.float32)
     phase = rng.uniform(0, 6.28)
+    shade: np.ndarray
     if name == "sky":
         base, shade = (150, 195, 235), 0.25 * y - 12 + 2 * grain
     elif name == "grass":
