@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cache.layout import ArraySpec
-from pipeline.errors import CacheError
+from manifests.errors import CacheError
 
 
 def check_names(given: set[str], planned: set[str]) -> None:

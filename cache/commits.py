@@ -9,7 +9,7 @@ from typing import Any
 
 from cache.files import write_whole
 from cache.identity import digest, seal, unseal
-from pipeline.errors import CacheError
+from manifests.errors import CacheError
 
 _FILE = re.compile(r"(\d{6,})\.json")
 

@@ -23,7 +23,7 @@ from cache.commits import Commits
 from cache.files import locked, make_folder, size_and_sha256, sync_folder, write_whole
 from cache.identity import Difference, differing
 from cache.layout import FORMAT, Kind, Meta, zarr_metadata
-from pipeline.errors import CacheError, IdentityMismatch
+from manifests.errors import CacheError, IdentityMismatch
 
 META: Final = "cache.json"
 LOCK: Final = "cache.lock"

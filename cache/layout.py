@@ -19,7 +19,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from cache.identity import seal, unseal
-from pipeline.errors import CacheError
+from manifests.errors import CacheError
 
 FORMAT: Final = "frozen-lmm-grounding cache"
 SCHEMA: Final = 1

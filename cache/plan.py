@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cache.layout import ArraySpec
-from pipeline.errors import CacheError
+from manifests.errors import CacheError
 
 _INTS = pa.list_(pa.int32())
 ROW_SCHEMA: Final = pa.schema(

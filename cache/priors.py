@@ -22,8 +22,8 @@ from cache.memory import Memory
 from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, BoxTuple, Rows
 from cache.scaling import restore_states
 from cache.store import Store
+from manifests.errors import CacheError, IdentityMismatch
 from manifests.schema import Sample, read_manifest
-from pipeline.errors import CacheError, IdentityMismatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ from cache.commits import Commits
 from cache.files import locked, size_and_sha256, sync_folder, write_whole
 from cache.identity import canonical_json, plain, table_digest
 from cache.layout import ArraySpec, Kind, Meta, encode_shard
-from pipeline.errors import CacheError
+from manifests.errors import CacheError
 
 FAILURES: Final = "failures.jsonl"
 SUBJECT: Final = {"priors": "sample", "images": "image"}  # what the row number in a failure's entry counts

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from manifests import png, refcoco
+from manifests.errors import DatasetError
 from manifests.own import read_own
 from manifests.png import read_png
 from manifests.refcoco import Context, Sentences, read_refcoco
 from manifests.schema import Sample
-from pipeline.errors import DatasetError
 
 LAYOUT: Final = """\
 refcoco/{refcoco,refcoco+,refcocog}/{instances.json, refs(unc).p, refs(umd).p, refs(google).p}

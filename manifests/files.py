@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DatasetError
+from manifests.errors import DatasetError
 
 
 def read_json(path: Path, kind: type[list] | type[dict], source: str) -> Any:

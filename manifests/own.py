@@ -20,9 +20,9 @@ from typing import Any, Final, get_args
 import numpy as np
 from PIL import Image
 
+from manifests.errors import DatasetError
 from manifests.masks import Rle, encode, from_segmentation
 from manifests.schema import Object, Piece, Sample, Task, leaves_root
-from pipeline.errors import DatasetError
 
 FILE: Final = "samples.jsonl"
 _LINE_KEYS: Final = {"image": str, "pieces": list, "task": str, "split": str}

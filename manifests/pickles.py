@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.errors import DatasetError
+from manifests.errors import DatasetError
 
 
 def load_plain(path: Path) -> Any:

@@ -15,10 +15,10 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from manifests.errors import DatasetError
 from manifests.files import check_record, read_json, records
 from manifests.masks import empty, encode
 from manifests.schema import Object, Piece, Sample
-from pipeline.errors import DatasetError
 
 SOURCE: Final = (
     "get the narratives from https://bcv-uniandes.github.io/panoptic-narrative-grounding, panoptic annotations and "

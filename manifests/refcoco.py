@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from manifests.errors import DatasetError
 from manifests.files import check_record, read_json, records
 from manifests.masks import Rle, from_segmentation
 from manifests.pickles import load_plain
 from manifests.schema import Object, Piece, Sample
-from pipeline.errors import DatasetError
 
 Sentences = Literal["first", "all"]
 Context = Literal["joined", "alone"]

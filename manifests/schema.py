@@ -19,8 +19,8 @@ from typing import Any, Final, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.errors import DatasetError
 from manifests.masks import Rle, area
-from pipeline.errors import DatasetError
 
 DEFAULT_PROMPT: Final = "Please give me a description of the image."
 MANIFEST_VERSION: Final = 1

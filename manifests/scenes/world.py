@@ -104,12 +104,15 @@ def scene_seed(split: str, index: int) -> int:
     return SPLIT_SEEDS[split] + index
 
 
-def make_scene(split: str, index: int, most: int = 5) -> Scene:
-    """Scene `index` of a split (see `SPLIT_SEEDS`) with at most `most` things: deterministic on every machine."""
+def make_scene(split: str, index: int, most: int = 5, zoom: float = 1.0) -> Scene:
+    """Scene `index` of a split (see `SPLIT_SEEDS`): deterministic on every machine.
+
+    most, zoom: at most so many things, so much larger; for the easy scenes that a curriculum begins with.
+    """
     rng = random.Random(scene_seed(split, index))
     width, height = rng.choice(IMAGE_SIZES)
     stuff, layers = _stuff_layout(rng, width, height)
-    things = _sample_things(rng, width, height, most, shifted=split == "shifted")
+    things = _sample_things(rng, width, height, most, zoom, shifted=split == "shifted")
     return _render(rng, width, height, stuff, layers, things)
 
 
@@ -129,7 +132,9 @@ def _stuff_layout(rng: random.Random, width: int, height: int) -> tuple[tuple[st
     return bands, region
 
 
-def _sample_things(rng: random.Random, width: int, height: int, most: int, *, shifted: bool) -> tuple[Thing, ...]:
+def _sample_things(
+    rng: random.Random, width: int, height: int, most: int, zoom: float, *, shifted: bool
+) -> tuple[Thing, ...]:
     """2 to 5 things. Most copy some attributes of an earlier one, so that single words do not decide."""
     wanted = min(most, rng.choice((2, 3, 3, 4, 4, 5)))
     things: list[Thing] = []
@@ -137,7 +142,7 @@ def _sample_things(rng: random.Random, width: int, height: int, most: int, *, sh
         looks = _sample_looks(rng, things, shifted=shifted)
         low, high = SIZES[looks["size"]]
         for _attempt in range(30):
-            r = rng.uniform(low, high)
+            r = min(zoom * rng.uniform(low, high), min(width, height) / 2 - 1)
             x, y = rng.uniform(r, width - r), rng.uniform(r, height - r)
             # centres at least 0.85 of the summed radii apart: occlusion happens, nothing disappears
             if all((x - t.x) ** 2 + (y - t.y) ** 2 > (0.85 * (r + t.r)) ** 2 for t in things):

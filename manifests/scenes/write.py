@@ -17,9 +17,9 @@ from typing import Final
 
 from tqdm import tqdm
 
+from manifests.errors import DatasetError
 from manifests.scenes.official import PngFiles, RefcocoFiles, as_json, encoded, place
 from manifests.scenes.world import SPLIT_SEEDS, make_scene, scene_seed
-from pipeline.errors import DatasetError
 
 RECORD: Final = "scenes.json"
 GENERATOR_VERSION: Final = 1  # to be raised whenever the same (split, index) gives other files; a test watches over it

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cache.store import Store
-from pipeline.errors import CacheError
+from manifests.errors import CacheError
 from tests.cache.caches import ARRAYS, fill, made, make, shard, tree, values
 
 INDEX = ARRAYS[0].slots_per_unit * 16 + 4

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cache.identity import table_digest
 from cache.plan import ROW_SCHEMA, PlanRow, Rows, image_arrays, pack, priors_arrays, rows_bytes, rows_table
-from pipeline.errors import CacheError
+from manifests.errors import CacheError
 
 COUNT = st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(0, 9))
 

@@ -24,9 +24,9 @@ from cache.plan import (
 from cache.priors import Priors
 from cache.scaling import scale_maps, scale_states
 from cache.store import Store
+from manifests.errors import CacheError, IdentityMismatch
 from manifests.masks import encode
 from manifests.schema import Object, Piece, Sample, write_manifest
-from pipeline.errors import CacheError, IdentityMismatch
 
 C, GRID, M, D, CE, E = 4, (3, 5), 2, 6, 2, 4
 COUNTS = [(2, 3, 5), (1, 1, 2), (3, 4, 6), (1, 2, 3), (2, 2, 4)]  # objects, object tokens, answer tokens

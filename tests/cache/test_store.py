@@ -18,7 +18,7 @@ import pytest
 from cache import files
 from cache.layout import ArraySpec
 from cache.store import Store
-from pipeline.errors import CacheError, IdentityMismatch
+from manifests.errors import CacheError, IdentityMismatch
 from tests.cache.caches import ARRAYS, FILES, IDENTITY, SOFT, UNITS, fill, made, make, record, tree, values
 
 

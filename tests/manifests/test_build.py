@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from manifests.build import DATASETS, build
+from manifests.errors import DatasetError
 from manifests.refcoco import read_refcoco
 from manifests.scenes.write import ScenesConfig
 from manifests.schema import problem, read_manifest, write_manifest
-from pipeline.errors import DatasetError
 
 EXPECTED = {
     ("scenes-refcoco", "train"): "train",

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifests.errors import DatasetError
 from manifests.masks import decode, encode
 from manifests.own import read_own
 from manifests.schema import Piece, problem
-from pipeline.errors import DatasetError
 
 MASK = np.zeros((6, 8), bool)
 MASK[1:4, 2:7] = True

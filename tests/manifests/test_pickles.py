@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from manifests.errors import DatasetError
 from manifests.pickles import load_plain
-from pipeline.errors import DatasetError
 
 PLAIN = [{"a": [1, -2, 3.5, True, None, 10**30], "b": ("x", "ünï"), "c": {}, 4: "same", 5: "same"}]
 

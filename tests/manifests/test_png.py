@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifests.errors import DatasetError
 from manifests.masks import decode
 from manifests.png import panoptic_ids, read_png
 from manifests.schema import Sample, problem
-from pipeline.errors import DatasetError
 
 NARRATIVES = Path(__file__).parents[1] / "data" / "panoptic_narratives.json"
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from manifests.errors import DatasetError
 from manifests.masks import decode
 from manifests.refcoco import read_refcoco
 from manifests.schema import Sample, problem
-from pipeline.errors import DatasetError
 
 REAL_FILES = [
     ("refcoco", "unc"),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifests.errors import DatasetError
 from manifests.masks import empty, encode
 from manifests.schema import (
     DEFAULT_PROMPT,
@@ -25,7 +26,6 @@ from manifests.schema import (
     read_manifest,
     write_manifest,
 )
-from pipeline.errors import DatasetError
 
 OBJECTS = st.builds(
     Object,

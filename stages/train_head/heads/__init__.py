@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import ModelError
+from manifests.errors import ModelError
 from stages.train_head.heads.base import Head, read_description
 from stages.train_head.heads.grounding_head import GroundingHead
 

@@ -21,7 +21,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import ModelError
+from manifests.errors import ModelError
 from stages.extract.images import Box
 from stages.extract.sam import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_weights
 

@@ -14,12 +14,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from manifests.build import build
+from manifests.errors import DatasetError
 from manifests.masks import decode
 from manifests.scenes import official
 from manifests.scenes.world import SPLIT_SEEDS, Scene, make_scene
 from manifests.scenes.write import GENERATOR_VERSION, ScenesConfig, write_scenes
 from manifests.schema import Sample
-from pipeline.errors import DatasetError
 from tests.manifests.scenes.meaning import denoted
 
 SMALL = ScenesConfig(train=2, val=1, test_a=1, test_b=1, narratives=1, shifted=1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import ModelError
+from manifests.errors import ModelError
 from stages.extract.images import Box, centred_box
 from stages.extract.sam import build_sam
 from stages.train_head.heads import load_head
