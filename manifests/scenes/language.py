@@ -6,7 +6,7 @@ All text is lower case, words separated by one space. A noun phrase is "the [siz
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -252,10 +252,18 @@ def listing(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
     Nothing in the answer is left to chance, so each of its words asks the tiny LMM to look at the right place.
     """
-    across = rng.random() < 0.5
-    things = sorted(scene.things, key=lambda t: t.x if across else t.y)
-    order = "left to right" if across else "top to bottom"
-    return f"What is there from {order}?", " , ".join(_noun_phrase(t, ATTRIBUTES, "a") for t in things) + " ."
+    order = rng.choice(("from left to right", "from top to bottom"))
+    things = sorted(scene.things, key=lambda t: t.x if order == "from left to right" else t.y)
+    return f"What is there {order}?", _list(things)
+
+
+def shelf_listing(scene: Scene) -> tuple[str, str]:
+    """The same for a scene whose things stand in rows and columns."""
+    return "What is there row by row?", _list(scene.things)
+
+
+def _list(things: Sequence[Thing]) -> str:
+    return " , ".join(_noun_phrase(t, ATTRIBUTES, "a") for t in things) + " ."
 
 
 def question(scene: Scene, rng: random.Random) -> tuple[str, str]:

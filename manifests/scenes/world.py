@@ -104,15 +104,15 @@ def scene_seed(split: str, index: int) -> int:
     return SPLIT_SEEDS[split] + index
 
 
-def make_scene(split: str, index: int, most: int = 5, zoom: float = 1.0) -> Scene:
+def make_scene(split: str, index: int, *, shelf: bool = False) -> Scene:
     """Scene `index` of a split (see `SPLIT_SEEDS`): deterministic on every machine.
 
-    most, zoom: at most so many things, so much larger; for the easy scenes that a curriculum begins with.
+    shelf: things in rows and columns, every cell filled, all looks independent: the scenes in which words are learned.
     """
     rng = random.Random(scene_seed(split, index))
     width, height = rng.choice(IMAGE_SIZES)
     stuff, layers = _stuff_layout(rng, width, height)
-    things = _sample_things(rng, width, height, most, zoom, shifted=split == "shifted")
+    things = _sample_shelf(rng, width, height) if shelf else _sample_things(rng, width, height, split == "shifted")
     return _render(rng, width, height, stuff, layers, things)
 
 
@@ -132,17 +132,30 @@ def _stuff_layout(rng: random.Random, width: int, height: int) -> tuple[tuple[st
     return bands, region
 
 
-def _sample_things(
-    rng: random.Random, width: int, height: int, most: int, zoom: float, *, shifted: bool
-) -> tuple[Thing, ...]:
+def _sample_shelf(rng: random.Random, width: int, height: int) -> tuple[Thing, ...]:
+    """One thing in every cell of a grid of 2 or 3 columns and rows, row by row from the top left."""
+    columns, rows = max(2, width // 48), max(2, height // 48)
+    things = []
+    for cell in range(columns * rows):
+        looks = _sample_looks(rng, [], shifted=False)
+        low, high = SIZES[looks["size"]]
+        r = rng.uniform(low, min(high, 22.0))
+        x, y = (cell % columns + 0.5) * width / columns, (cell // columns + 0.5) * height / rows
+        slack_x, slack_y = max(0.0, width / columns / 2 - r), max(0.0, height / rows / 2 - r)
+        x, y = x + rng.uniform(-slack_x, slack_x), y + rng.uniform(-slack_y, slack_y)
+        things.append(Thing(**looks, x=x, y=y, r=r, angle=rng.uniform(-0.4, 0.4)))
+    return tuple(things)
+
+
+def _sample_things(rng: random.Random, width: int, height: int, shifted: bool) -> tuple[Thing, ...]:
     """2 to 5 things. Most copy some attributes of an earlier one, so that single words do not decide."""
-    wanted = min(most, rng.choice((2, 3, 3, 4, 4, 5)))
+    wanted = rng.choice((2, 3, 3, 4, 4, 5))
     things: list[Thing] = []
     for _ in range(wanted):
         looks = _sample_looks(rng, things, shifted=shifted)
         low, high = SIZES[looks["size"]]
         for _attempt in range(30):
-            r = min(zoom * rng.uniform(low, high), min(width, height) / 2 - 1)
+            r = rng.uniform(low, high)
             x, y = rng.uniform(r, width - r), rng.uniform(r, height - r)
             # centres at least 0.85 of the summed radii apart: occlusion happens, nothing disappears
             if all((x - t.x) ** 2 + (y - t.y) ** 2 > (0.85 * (r + t.r)) ** 2 for t in things):

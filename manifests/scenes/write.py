@@ -50,7 +50,7 @@ _PARTS: Final = (
 class ScenesConfig:
     """How many images of each split; the defaults take about 20 s on one core."""
 
-    train: int = 1200
+    train: int = 1000
     """Images with refs and a narrative each, to train heads on."""
     val: int = 120
     """Images of RefCOCO split val."""

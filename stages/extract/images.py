@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import DatasetError
+from manifests.errors import DatasetError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

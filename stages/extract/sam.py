@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
-from pipeline.errors import ModelError
+from manifests.errors import ModelError
 from stages.extract.images import Box, pad_bottom_right
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)

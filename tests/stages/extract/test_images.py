@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.errors import DatasetError
+from manifests.errors import DatasetError
 from stages.extract.images import centred_box, corner_box, open_image, pad_bottom_right, pad_to_square
 
 sides = st.integers(1, 2000)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from segment_anything import sam_model_registry
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from pipeline.errors import ModelError
+from manifests.errors import ModelError
 from stages.extract import sam as module
 from stages.extract.sam import (
     OFFICIAL_FILES,

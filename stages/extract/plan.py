@@ -1,0 +1,213 @@
+"""The plan: before any model is loaded, every sample is tokenised on the CPU and given its unit, slots and batch."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from cache.layout import ArraySpec
+from cache.plan import ImageRow, PlanRow, image_arrays, pack, priors_arrays
+from manifests.schema import Sample, problem
+from stages.extract.images import centred_box, corner_box
+from stages.extract.lmm import Answer, file_sha256
+from stages.extract.presets import LMMPreset
+from stages.extract.sam import SamConfig
+
+SHARD_BYTES: Final = 64 << 20
+LARGEST_UNIT: Final = 128  # objects or images; so that a tiny LMM's cache has units enough to share among workers
+CHUNK_BYTES: Final = 64 << 10  # of token arrays, whose slots are small
+
+
+class TextToIds(Protocol):
+    """What planning needs of a tokenizer (`stages.extract.lmm.Tokeniser`, or `WordCount` for estimates)."""
+
+    def prompt(self, prompt: str) -> list[int]: ...
+
+    def answer(self, sample: Sample) -> Answer: ...
+
+
+class WordCount:
+    """Estimates for a dry run where the LMM's tokenizer is not on this machine: 1.4 tokens a word."""
+
+    def __init__(self, preset: LMMPreset):
+        self.preset = preset
+
+    def prompt(self, prompt: str) -> list[int]:
+        height, width = self.preset.grid
+        return [0] * (height * width + round(1.4 * len(prompt.split())) + 8)
+
+    def answer(self, sample: Sample) -> Answer:
+        ids: list[int] = []
+        objects: list[int] = []
+        for piece in sample.pieces:
+            count = max(1, round(1.4 * len(piece.text.split())))
+            ids += [0] * count
+            objects += [-1 if piece.object is None else piece.object] * count
+        return Answer(ids=ids, objects=objects, words=list(range(len(ids))))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Rows and arrays of both caches. Samples that can not be used have an error in their row and no slots."""
+
+    rows: list[PlanRow]
+    units: int
+    arrays: list[ArraySpec]
+    image_rows: list[ImageRow]
+    image_units: int
+    image_arrays: list[ArraySpec]
+    padding: int
+    """Object slots that no object uses."""
+
+    @property
+    def objects(self) -> int:
+        return sum(row.objects for row in self.rows if row.error is None)
+
+    @property
+    def priors_bytes(self) -> int:
+        """Bytes of all arrays, payload only (checksums and indices add about 0.1 %)."""
+        return sum(_array_bytes(spec) for spec in self.arrays) * self.units
+
+    @property
+    def image_bytes(self) -> int:
+        return sum(_array_bytes(spec) for spec in self.image_arrays) * self.image_units
+
+    @property
+    def failures(self) -> list[dict[str, Any]]:
+        """[{"sample": index, "reason": text}] of the samples that can not be used."""
+        return [{"sample": row.sample, "reason": row.error} for row in self.rows if row.error is not None]
+
+
+def _array_bytes(spec: ArraySpec) -> int:
+    return math.prod((spec.slots_per_unit, *spec.item_shape)) * (2 if spec.dtype == "float16" else 4)
+
+
+def plan_images(
+    samples: Sequence[Sample],
+    data_root: Path,
+    sam: SamConfig,
+    *,
+    hashed: bool = True,
+    progress: Callable[[Iterable[str]], Iterable[str]] = lambda paths: paths,
+) -> tuple[dict[str, int], list[ImageRow], dict[str, str]]:
+    """One row per different image content: (row of each image path, the rows, reasons of images that are missing).
+
+    hashed=False (dry runs): the path stands for the content, so that nothing but the manifest is read.
+    """
+    sizes = {s.image_path: (s.width, s.height) for s in samples}
+    digests: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for path in progress(sizes):
+        try:
+            digests[path] = file_sha256(data_root / path) if hashed else path
+        except OSError as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"can not be read ({error.strerror})"
+            missing[path] = f"{data_root / path} {reason}: put the image there and plan again"
+    per_unit = _per_unit(2 * sam.channels * sam.grid**2)
+    rows: list[ImageRow] = []
+    index_of: dict[str, int] = {}
+    for path, digest in digests.items():
+        if digest not in index_of:
+            index_of[digest] = len(rows)
+            width, height = sizes[path]
+            box = corner_box(width, height, sam.image_size).as_tuple()
+            slot = len(rows)
+            rows.append(
+                ImageRow(image=digest, path=path, height=height, width=width, unit=slot // per_unit, slot=slot, box=box)
+            )
+    return {path: index_of[digest] for path, digest in digests.items()}, rows, missing
+
+
+def make_plan(
+    samples: Sequence[Sample],
+    text: TextToIds,
+    lmm: LMMPreset,
+    sam: SamConfig,
+    images: tuple[dict[str, int], list[ImageRow], dict[str, str]],
+    *,
+    batch_size: int,
+) -> Plan:
+    """Lay out every sample. `images`: of `plan_images`, or of the image cache that is used again."""
+    image_of, image_rows, missing = images
+    answers = [text.answer(s) for s in samples]
+    tokens = [a.tokens_of(len(s.objects)) for a, s in zip(answers, samples, strict=True)]
+    errors = [
+        problem(s) or missing.get(s.image_path) or _untokenised(s, t) for s, t in zip(samples, tokens, strict=True)
+    ]
+    height, width = lmm.grid
+    per_unit = _per_unit(2 * lmm.channels * height * width)
+    chunks = {
+        "token_chunk": max(1, CHUNK_BYTES // (2 * lmm.layers * lmm.width)),
+        "answer_chunk": max(1, CHUNK_BYTES // (2 * lmm.width)),
+    }
+    counts = [(len(s.objects), sum(map(len, t)), len(a.ids)) for s, a, t in zip(samples, answers, tokens, strict=True)]
+    packing = pack(counts, objects_per_unit=per_unit, errors=errors, **chunks)
+    prompts = {prompt: len(text.prompt(prompt)) for prompt in {s.prompt for s in samples}}
+    lengths = [prompts[s.prompt] + len(a.ids) for s, a in zip(samples, answers, strict=True)]
+    batches = _batches(packing.unit.tolist(), lengths, batch_size)
+    rows = []
+    for i, (sample, answer, positions) in enumerate(zip(samples, answers, tokens, strict=True)):
+        if (error := packing.errors[i]) is not None:
+            rows.append(PlanRow(sample=i, error=error))
+            continue
+        rows.append(
+            PlanRow(
+                sample=i,
+                unit=int(packing.unit[i]),
+                batch=batches[i][0],
+                length=batches[i][1],
+                slot=int(packing.slot[i]),
+                objects=len(sample.objects),
+                token_slot=int(packing.token_slot[i]),
+                token_counts=tuple(map(len, positions)),
+                token_positions=tuple(p for group in positions for p in group),
+                answer_slot=int(packing.answer_slot[i]),
+                answer_ids=tuple(answer.ids),
+                answer_word=tuple(answer.words),
+                answer_object=tuple(answer.objects),
+                image=image_of[sample.image_path],
+                box=centred_box(sample.width, sample.height, lmm.image_size).as_tuple(),
+            )
+        )
+    images_per_unit = _per_unit(2 * sam.channels * sam.grid**2)
+    return Plan(
+        rows=rows,
+        units=packing.units,
+        arrays=priors_arrays(
+            packing, channels=lmm.channels, grid=lmm.grid, layers=lmm.layers, width=lmm.width, **chunks
+        ),
+        image_rows=image_rows,
+        image_units=-(-len(image_rows) // images_per_unit),
+        image_arrays=image_arrays(channels=sam.channels, side=sam.grid, images_per_unit=images_per_unit),
+        padding=packing.padding[0],
+    )
+
+
+def _per_unit(item_bytes: int) -> int:
+    """Objects or images of a unit: a shard of about SHARD_BYTES."""
+    return max(1, min(LARGEST_UNIT, SHARD_BYTES // item_bytes))
+
+
+def _untokenised(sample: Sample, tokens: list[list[int]]) -> str | None:
+    empty = [o.phrase for o, positions in zip(sample.objects, tokens, strict=True) if not positions]
+    return f"the phrase {empty[0]!r} has no tokens: give it words" if empty else None
+
+
+def _batches(units: list[int], lengths: list[int], batch_size: int) -> dict[int, tuple[int, int]]:
+    """Sample -> (number of its batch inside the unit, padded length): samples of similar length run together."""
+    by_unit: defaultdict[int, list[int]] = defaultdict(list)
+    for index, unit in enumerate(units):
+        if unit >= 0:
+            by_unit[unit].append(index)
+    found: dict[int, tuple[int, int]] = {}
+    for members in by_unit.values():
+        members.sort(key=lambda i: (lengths[i], i))
+        for number, start in enumerate(range(0, len(members), batch_size)):
+            batch = members[start : start + batch_size]
+            longest = max(lengths[i] for i in batch)
+            found |= dict.fromkeys(batch, (number, longest))
+    return found

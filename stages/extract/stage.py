@@ -1,0 +1,158 @@
+"""Stage 1: plan, create or resume the two caches, and say which units are left; `pipeline` runs them and closes up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from os.path import relpath
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import pyarrow.parquet as pq
+
+from cache.identity import plain
+from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, ImageRow, rows_bytes, rows_table
+from cache.store import Store
+from manifests.errors import CacheError, DatasetError
+from manifests.schema import Sample, write_manifest
+from stages.extract.attention import Merge
+from stages.extract.lmm import Tokeniser, file_sha256, local_folder, weights_identity
+from stages.extract.plan import Plan, TextToIds, make_plan, plan_images
+from stages.extract.presets import LMMPreset
+from stages.extract.sam import checkpoint_of, sam_config
+from stages.extract.worker import WorkerConfig, WorkUnit
+
+ALGORITHM: Final = 1  # raised whenever the same inputs would give other numbers
+LIBRARIES: Final = ("torch", "transformers", "zarr", "segment-anything", "pillow", "numpy")
+Progress = Callable[[Iterable[str]], Iterable[str]]
+
+
+@dataclass(kw_only=True, slots=True)
+class Extraction:
+    """What is run with what, and where it goes."""
+
+    samples: Sequence[Sample]
+    data_root: Path
+    cache: Path
+    images: Path
+    lmm: LMMPreset
+    dtype: str
+    merge: Merge
+    sam: str
+    sam_checkpoint: Path | None
+    device: str
+    batch_size: int
+    meta: dict[str, Any] = field(default_factory=dict)
+    """Of the manifest: dataset, sentences, context, limit."""
+
+    def worker(self, threads: int) -> WorkerConfig:
+        """What a worker has to know; `threads`: CPU threads of torch."""
+        return WorkerConfig(
+            cache=self.cache.resolve(),
+            images=self.images.resolve(),
+            data_root=self.data_root.resolve(),
+            lmm=self.lmm,
+            dtype=self.dtype,
+            merge=self.merge,
+            sam=self.sam,
+            sam_checkpoint=self.sam_checkpoint,
+            device=self.device,
+            threads=threads,
+        )
+
+    def plan(self, text: TextToIds | None = None, *, dry_run: bool = False, progress: Progress = lambda p: p) -> Plan:
+        """Tokenise and lay out every sample. A dry run reads no image and no weights."""
+        sam = sam_config(self.sam)
+        found = plan_images(self.samples, self.data_root, sam, hashed=not dry_run, progress=progress)
+        if not dry_run and (known := self._known_images(found[1])) is not None:
+            index_of = {row.image: i for i, row in enumerate(known)}
+            paths = {path: index_of[found[1][i].image] for path, i in found[0].items()}
+            found = (paths, known, found[2])
+        return make_plan(self.samples, text or Tokeniser(self.lmm), self.lmm, sam, found, batch_size=self.batch_size)
+
+    def _known_images(self, needed: list[ImageRow]) -> list[ImageRow] | None:
+        """The rows of the image cache that is there, if it is of this SAM and holds all these images."""
+        try:
+            store = Store.open(self.images)
+        except CacheError:
+            return None
+        if store.meta.identity != plain(self.image_identity()):
+            return None
+        rows = [ImageRow(**row | {"box": tuple(row["box"])}) for row in _table(store)]
+        return rows if {row.image for row in needed} <= {row.image for row in rows} else None
+
+    def image_identity(self) -> dict[str, Any]:
+        """What makes SAM embeddings what they are."""
+        weights = checkpoint_of(self.sam, self.sam_checkpoint)
+        return {
+            "algorithm": ALGORITHM,
+            "sam": asdict(sam_config(self.sam))
+            | {"name": self.sam, "weights": file_sha256(weights), "dtype": "float32"},
+        }
+
+    def identity(self, images: Store) -> dict[str, Any]:
+        """What makes attention priors what they are, besides the manifest and the plan."""
+        lmm = {k: v for k, v in asdict(self.lmm).items() if k not in ("name", "source", "sam")}
+        files = weights_identity(local_folder(self.lmm, weights=True))
+        return {
+            "algorithm": ALGORITHM,
+            "lmm": lmm | {"dtype": self.dtype, "files": files},
+            "merge": self.merge,
+            "images": images.reference(),
+        }
+
+    def create(self, plan: Plan, *, overwrite: bool = False) -> tuple[Store, Store]:
+        """The image cache and the priors cache, new or resumed."""
+        if plan.units == 0:
+            reasons = "; ".join(str(f["reason"]) for f in plan.failures[:3])
+            raise DatasetError(f"none of the {len(plan.rows)} samples can be used: {reasons}")
+        soft = {name: version(name) for name in LIBRARIES} | {"device": self.device, "data_root": str(self.data_root)}
+        images = Store.create_or_resume(
+            self.images,
+            kind="images",
+            identity=self.image_identity(),
+            soft=soft,
+            arrays=plan.image_arrays,
+            units=plan.image_units,
+            files={"rows.parquet": rows_bytes(rows_table(plan.image_rows, IMAGE_SCHEMA))},
+            overwrite=overwrite,
+        )
+        soft |= {"lmm": self.lmm.source, "images": relpath(self.images, self.cache)}
+        with TemporaryDirectory() as folder:
+            manifest = Path(folder) / "manifest.parquet"
+            write_manifest(manifest, self.samples, self.meta)
+            manifest_bytes = manifest.read_bytes()
+        priors = Store.create_or_resume(
+            self.cache,
+            kind="priors",
+            identity=self.identity(images),
+            soft=soft,
+            arrays=plan.arrays,
+            units=plan.units,
+            files={
+                "manifest.parquet": manifest_bytes,
+                "rows.parquet": rows_bytes(rows_table(plan.rows, ROW_SCHEMA)),
+            },
+            overwrite=overwrite,
+        )
+        return images, priors
+
+
+def work_left(images: Store, priors: Store) -> list[WorkUnit]:
+    """Units that are planned and not committed, images first."""
+    return [WorkUnit(kind="images", number=n) for n in images.missing_units()] + [
+        WorkUnit(kind="priors", number=n) for n in priors.missing_units()
+    ]
+
+
+def close(images: Store, priors: Store, plan: Plan) -> None:
+    """Write the failures and mark both caches complete; CacheError names the first missing unit."""
+    if not images.complete:
+        images.finish()
+    priors.finish(plan.failures)
+
+
+def _table(store: Store) -> list[dict[str, Any]]:
+    return pq.read_table(store.root / "rows.parquet").to_pylist()
