@@ -1,0 +1,130 @@
+"""From the cache to batches of a head: collate samples, and read the next batches while one is trained on."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from cache.priors import SamplePriors
+from manifests.masks import decode
+from manifests.schema import Sample
+from stages.extract.images import Box
+from stages.train_head.heads.base import Head, HeadBatch
+from stages.train_head.targets import Targets, frame_targets
+
+T = TypeVar("T")
+
+
+class PriorsLike(Protocol):
+    """What training and evaluation need of a cache; `cache.priors.Priors` is one."""
+
+    failures: dict[int, str]
+
+    @property
+    def samples(self) -> Sequence[Sample]: ...
+
+    def read(self, index: int) -> SamplePriors | None: ...
+
+    def embedding(self, index: int) -> np.ndarray: ...
+
+    def image_box(self, index: int) -> tuple[int, int, int, int, int]: ...
+
+
+@dataclass(kw_only=True, slots=True)
+class Batch:
+    """Samples of one step: `indices` into the manifest, what the head looks at, the priors they came from."""
+
+    indices: list[int]
+    items: list[SamplePriors]
+    inputs: HeadBatch
+
+
+def as_box(values: Sequence[int]) -> Box:
+    """(top, left, height, width, size) as the cache keeps it."""
+    top, left, height, width, size = (int(v) for v in values)
+    return Box(top=top, left=left, height=height, width=width, size=size)
+
+
+def read_batch(priors: PriorsLike, indices: Sequence[int], *, embeddings: bool) -> Batch | None:
+    """The batch of these samples; those that failed in extraction are left out; None where nothing is left.
+
+    answer_hidden holds the tokens of narratives only: the keyword selector learns from texts in which some words name
+    an object and others do not; in referring expressions all of them do.
+    """
+    found = [(i, item) for i in indices if (item := priors.read(i)) is not None]
+    if not found:
+        return None
+    kept, items = [i for i, _ in found], [item for _, item in found]
+    samples = [priors.samples[i] for i in kept]
+    counts = [len(item.attention) for item in items]
+    starts = np.cumsum([0, *counts[:-1]])
+    width = items[0].answer_hidden.shape[-1]
+    answers = [item.answer_hidden for item, s in zip(items, samples, strict=True) if s.task == "narrative"]
+    inputs = HeadBatch(
+        attention=torch.from_numpy(np.concatenate([item.attention for item in items])).float(),
+        hidden=torch.from_numpy(np.concatenate([item.hidden for item in items])),
+        hidden_object=torch.from_numpy(
+            np.concatenate([item.hidden_object + start for item, start in zip(items, starts, strict=True)])
+        ),
+        sample_of_object=torch.repeat_interleave(torch.tensor(counts)),
+        answer_hidden=torch.from_numpy(np.concatenate([np.zeros((0, width), np.float32), *answers])),
+        lmm_boxes=[as_box(item.box) for item in items],
+        image_sizes=[(s.height, s.width) for s in samples],
+        embeddings=torch.from_numpy(np.stack([priors.embedding(i) for i in kept])).float() if embeddings else None,
+        sam_boxes=[as_box(priors.image_box(i)) for i in kept] if embeddings else None,
+    )
+    return Batch(indices=kept, items=items, inputs=inputs)
+
+
+def targets_of(priors: PriorsLike, batch: Batch, head: Head) -> Targets:
+    """Masks of the batch's objects in the frames of the head's outputs, and its keywords."""
+    samples = [priors.samples[i] for i in batch.indices]
+    masks = [np.stack([decode(o.mask) for o in s.objects]) for s in samples]
+    coarse = frame_targets(masks, batch.inputs.lmm_boxes, head.coarse_size(batch.inputs.attention.shape[-1]))
+    refined = None
+    if head.refined_size is not None and batch.inputs.sam_boxes is not None:
+        refined = frame_targets(masks, batch.inputs.sam_boxes, head.refined_size)
+    named = [item.answer_object >= 0 for item, s in zip(batch.items, samples, strict=True) if s.task == "narrative"]
+    return Targets(
+        coarse=coarse, refined=refined, keyword=torch.from_numpy(np.concatenate([np.zeros(0, bool), *named]))
+    )
+
+
+def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
+    """The same items, made `depth` ahead by one thread; its errors are raised here."""
+    ready: queue.Queue[T | BaseException | None] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def offer(value: T | BaseException | None) -> None:
+        while not stop.is_set():
+            with suppress(queue.Full):
+                ready.put(value, timeout=0.2)
+                return
+
+    def produce() -> None:
+        try:
+            for item in items:
+                offer(item)
+                if stop.is_set():
+                    return
+            offer(None)
+        except BaseException as error:  # handed over: the consumer raises it
+            offer(error)
+
+    thread = threading.Thread(target=produce, daemon=True, name="prefetch")
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

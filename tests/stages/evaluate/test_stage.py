@@ -1,0 +1,116 @@
+"""The evaluate stage end to end, with failed samples, another cache's head, and real and user-made data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cache.priors import Priors
+from manifests.masks import decode
+from stages.evaluate.stage import held_out, run_head
+from stages.train_head.heads import load_head
+from tests.helpers import cli
+
+REAL = Path(__file__).parents[4] / "shared" / "data"
+NARRATIVES = Path(__file__).parents[2] / "data" / "panoptic_narratives.json"
+
+
+def test_metrics_report_and_pictures(small_cache: Path, small_head: Path, tmp_path: Path) -> None:
+    cli("evaluate", "--cache", small_cache, "--head", small_head, "--out", tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    rows = {(r["dataset"], r["split"], r["which"]): r for r in metrics["res"]}
+    splits = {"val", "testA", "testB"}
+    assert {key[:2] for key in rows} == {("scenes-refcoco", s) for s in splits} | {("shifted-refcoco", "testA")}
+    assert {r["dataset"] for r in metrics["png"]} == {"scenes-png", "shifted-png"}
+    for row in metrics["png"]:
+        assert set(row["groups"]) == {"all", "thing", "stuff", "singular", "plural"}
+    assert {"selector", "lexicon", "every noun phrase"} <= {r["method"].split(" (")[0] for r in metrics["keywords"]}
+    assert metrics["run"]["lam"] == 0.3 and metrics["failed_samples"] == 0
+    assert Image.open(tmp_path / "sheet.png").width > 500
+    assert "<script" not in (tmp_path / "report.html").read_text()
+
+
+def test_numbers_equal_a_plain_loop_and_failed_samples_are_misses(small_cache: Path, small_head: Path) -> None:
+    priors, head = Priors.open(small_cache), load_head(small_head)
+    indices = held_out(priors, ["testA"])
+    plain = run_head(head, priors, indices, batch_size=1)
+    failing = indices[0]
+    priors.failures[failing] = "made to fail"
+    outcome = run_head(head, priors, indices, batch_size=3)
+    sample = priors.samples[failing]
+    assert outcome.failures == {sample.sample_id: "made to fail"}
+    missed = [r for r in outcome.referring if r.failed]
+    assert [r.area for r in missed] == [int(decode(o.mask).sum()) for o in sample.objects]
+    assert all(r.intersection == 0 and r.union == r.area for r in missed)
+    others = [r for r in outcome.referring if not r.failed]
+    expected = [r for r in plain.referring if r.sample_id != sample.sample_id]
+    assert len(others) == len(expected)
+    for a, b in zip(others, expected, strict=True):
+        assert a.phrase == b.phrase and a.area == b.area
+        assert abs(a.intersection - b.intersection) <= 2 + 0.01 * b.area  # batches round at the threshold
+
+
+def test_a_head_of_other_priors_is_refused(
+    small_cache: Path, small_head: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "max"
+    cli("extract", "--data-root", data_root, "--cache", other, "--images", small_cache / "images", "--local",
+        "--merge", "max", "--limit", "2", "--dataset", "scenes-refcoco")  # fmt: skip
+    cli("evaluate", "--cache", other, "--head", small_head, "--out", tmp_path / "out", expect=2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "merge" in error and "mean" in error and "max" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shared_image_cache_was_used_again(small_cache: Path, data_root: Path, tmp_path: Path) -> None:
+    images = small_cache / "images"
+    before = sorted((p, p.stat().st_mtime_ns) for p in images.rglob("c.*"))
+    cli("extract", "--data-root", data_root, "--cache", tmp_path / "again", "--images", images, "--local",
+        "--dataset", "scenes-png", "--limit", "2")  # fmt: skip
+    assert sorted((p, p.stat().st_mtime_ns) for p in images.rglob("c.*")) == before
+    assert Priors.open(tmp_path / "again").embedding(0).shape == (64, 16, 16)
+
+
+def test_real_coco_photos_with_panoptic_truth(small_head: Path, tmp_path: Path) -> None:
+    if not REAL.is_dir():
+        pytest.skip(f"{REAL} is missing")
+    root = tmp_path / "coco"
+    source = REAL / "panopticapi"
+    for folder in ("png", "annotations", "val2017"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy(NARRATIVES, root / "png" / "png_coco_val2017.json")
+    shutil.copy(source / "panoptic_examples.json", root / "annotations" / "panoptic_val2017.json")
+    shutil.copytree(source / "panoptic_examples", root / "annotations" / "panoptic_val2017")
+    for photo in (source / "input_images").glob("*.jpg"):
+        shutil.copy(photo, root / "val2017")
+    cache = tmp_path / "cache"
+    cli("extract", "--dataset", "png", "--splits", "val", "--data-root", root, "--cache", cache, "--local")
+    cli("evaluate", "--cache", cache, "--head", small_head, "--out", tmp_path / "out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["png"][0]["images"] == 2 and metrics["failed_samples"] == 0
+    assert (tmp_path / "out" / "sheet.png").stat().st_size > 10_000
+
+
+def test_users_own_photos_and_masks(small_head: Path, tmp_path: Path) -> None:
+    root = tmp_path / "mine"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (90, 160, 3), np.uint8)).save(root / "a.jpg")
+    mask = np.zeros((90, 160), np.uint8)
+    mask[20:60, 30:90] = 255
+    Image.fromarray(mask).save(root / "a_dog.png")
+    line = {
+        "image": "a.jpg", "split": "test", "task": "narrative",
+        "pieces": [{"text": "a dog", "mask": "a_dog.png"}, {"text": "sits there .", "mask": None}],
+    }  # fmt: skip
+    (root / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    cache = tmp_path / "cache"
+    cli("extract", "--dataset", "own", "--data-root", root, "--cache", cache, "--local")
+    cli("evaluate", "--cache", cache, "--head", small_head, "--out", tmp_path / "out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["png"][0]["groups"]["all"]["objects"] == 1
