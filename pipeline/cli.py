@@ -1,0 +1,50 @@
+"""The command line: one subcommand per stage, options from the dataclasses beside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from manifests.errors import PipelineError
+from pipeline import evaluate, extract, inspect, train_head
+
+Command = (
+    Annotated[extract.Extract, tyro.conf.subcommand("extract")]
+    | Annotated[train_head.TrainHead, tyro.conf.subcommand("train-head")]
+    | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[inspect.Manifest, tyro.conf.subcommand("manifest")]
+    | Annotated[inspect.Cache, tyro.conf.subcommand("cache")]
+    | Annotated[inspect.LMMs, tyro.conf.subcommand("lmms")]
+)
+RUN: dict[type, Callable[[Any], None]] = {
+    extract.Extract: extract.run,
+    train_head.TrainHead: train_head.run,
+    evaluate.Evaluate: evaluate.run,
+    inspect.Manifest: inspect.run_manifest,
+    inspect.Cache: inspect.run_cache,
+    inspect.LMMs: inspect.run_lmms,
+}
+DESCRIPTION = "Ground a frozen large multimodal model: extract its attention priors once, train heads, evaluate."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 done, 2 an error that the user can mend, printed as one line."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    args = tyro.cli(Command, prog="run_pipeline.py", description=DESCRIPTION, args=argv)  # type: ignore[call-overload]
+    try:
+        RUN[type(args)](args)
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written, a file in the place of a folder
+        print(f"error: {error.filename}: {error.strerror}; free it, or choose another place", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,104 @@
+"""`run_pipeline.py evaluate`: a trained head on held-out samples of a cache; numbers, report, pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import IdentityMismatch, PipelineError
+from pipeline.train_head import choose_device
+
+
+@dataclass(kw_only=True, slots=True)
+class Evaluate:
+    """Evaluate a head: RES cIoU, mIoU, P@X; PNG average recall; keyword precision, recall, F1. Failed samples miss."""
+
+    cache: Path = Path("runs/cache")
+    """A complete cache that `extract` made."""
+    head: Path = Path("runs/head")
+    """Folder of a head that `train-head` made."""
+    out: Path = Path("runs/evaluation")
+    """Folder for metrics.json, results.md, report.html and sheet.png."""
+    splits: tuple[str, ...] | None = None
+    """Only these splits; default: all but train."""
+    lam: float = 0.3
+    """λ, the keyword selector's threshold, in (0, 1)."""
+    batch_size: int = 8
+    """Samples per step."""
+    data_root: Path | None = None
+    """Where the images are now (pictures only); default: where extraction found them."""
+    device: str = "auto"
+    """cuda, cpu or auto."""
+
+
+def run(args: Evaluate) -> None:
+    """Evaluate, write the report, print the table."""
+    from tqdm import tqdm
+
+    from cache.priors import Priors
+    from manifests.errors import DatasetError
+    from stages.evaluate.report import markdown, write_report
+    from stages.evaluate.stage import draw_cases, held_out, run_head, summarise
+    from stages.train_head.heads import load_head
+
+    start = time.perf_counter()
+    if not 0 < args.lam < 1:
+        raise PipelineError(f"--lam {args.lam}: must lie between 0 and 1")
+    priors = Priors.open(args.cache)
+    head = load_head(args.head)
+    training = _same_priors(args.head, priors)
+    indices = held_out(priors, args.splits)
+    with tqdm(total=len(indices), desc="evaluate", unit="sample") as bar:
+        outcome = run_head(
+            head, priors, indices, batch_size=args.batch_size, device=choose_device(args.device), on_batch=bar.update
+        )
+    soft = priors.store.meta.soft
+    objects = len(outcome.referring) + len(outcome.narrative)
+    about = {
+        "lmm": soft.get("lmm", "unknown"),
+        "head": f"{training['head']}, {training['parameters']:,} parameters, {len(training['epochs'])} epochs",
+        "cache": str(args.cache),
+        "samples": len(indices),
+        "objects": objects,
+        "failed samples": len(outcome.failures),
+        "lam": args.lam,
+        "seconds": round(outcome.seconds, 2),
+        "seconds per 1000 objects": round(1000 * outcome.seconds / max(1, objects), 2),
+        "identity": priors.identity,
+    }
+    evaluation = summarise(outcome, priors, head, lam=args.lam, run=about)
+    root = args.data_root or Path(str(soft.get("data_root", ".")))
+    try:
+        cases = draw_cases(head.to("cpu"), priors, indices, outcome, root)
+    except DatasetError as error:
+        print(f"no pictures: {error} (--data-root says where the images are)")
+        cases = []
+    paths = write_report(args.out, evaluation, cases)
+    print(markdown(evaluation))
+    print(
+        f"evaluate: {objects} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted as "
+        f"misses); {time.perf_counter() - start:.1f} s\n  metrics  {paths.metrics}\n  report   {paths.page}\n"
+        f"  pictures {paths.sheet}"
+    )
+
+
+def _same_priors(folder: Path, priors: Any) -> dict[str, Any]:
+    """The record of the head's training; refuses a head that was trained on priors of another identity."""
+    from cache.identity import differing
+
+    try:
+        record = json.loads((folder / "training.json").read_text())
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{folder / 'training.json'} can not be read ({error}): train the head again") from None
+    if found := differing(record["cache_identity"], priors.identity):
+        # which images were embedded does not matter to a head, how they were does
+        found = [each for each in found if each.field != "images.rows"]
+    if found:
+        raise IdentityMismatch(
+            f"the head in {folder} was trained on other priors than these: {'; '.join(map(str, found))}; "
+            "train a head on this cache, or extract with the head's settings"
+        )
+    return record

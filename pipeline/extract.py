@@ -1,0 +1,264 @@
+"""`run_pipeline.py extract`: run the frozen LMM and SAM once over a dataset and fill the cache."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from manifests.errors import ModelError, PipelineError
+
+
+@dataclass(kw_only=True, slots=True)
+class Extract:
+    """Run the frozen LMM once over a dataset; keep attention priors, hidden states and SAM embeddings in a cache.
+
+    Run it again after a kill: it does what is missing. Bare: the embedded tiny LMM on generated scenes.
+    """
+
+    lmm: str = "tiny"
+    """Preset (see `lmms`), or a folder with a LLaVA checkpoint."""
+    dataset: str = "scenes"
+    """scenes (generated here), refcoco, refcoco+, refcocog, png, own, … (see `manifest build --help`)."""
+    data_root: Path | None = None
+    """Folder that holds the data; default: data/scenes for scenes."""
+    cache: Path = Path("runs/cache")
+    """Where the priors go."""
+    images: Path | None = None
+    """Where the SAM embeddings go, or are already; default: CACHE/images."""
+    splits: tuple[str, ...] | None = None
+    """Only these splits."""
+    limit: int | None = None
+    """Only the first N samples of every split."""
+    sentences: Literal["first", "all"] = "first"
+    """RefCOCO: which sentences of an object become samples."""
+    context: Literal["joined", "alone"] = "joined"
+    """RefCOCO: an image's expressions in one text, or each alone."""
+    merge: Literal["mean", "max"] = "mean"
+    """How the attention of an object's words becomes one map."""
+    batch_size: int = 8
+    """Samples per forward pass; part of the plan."""
+    dtype: str | None = None
+    """float32, bfloat16 or float16 for the LMM; default: the preset's."""
+    device: str = "auto"
+    """cuda, cpu or auto."""
+    sam: str | None = None
+    """tiny, vit_b, vit_l, vit_h; default: the preset's."""
+    sam_checkpoint: Path | None = None
+    """SAM's weights; default: torch's hub folder, or the embedded ones."""
+    workers: int | None = None
+    """Ray actors; default: one per GPU, or one per CPU core (at most 8)."""
+    local: bool = False
+    """One worker in this process, without Ray."""
+    ray_address: str | None = None
+    """Use a running Ray cluster."""
+    dry_run: bool = False
+    """Print the plan and stop; needs no weights."""
+    overwrite: bool = False
+    """Delete a cache of other settings at --cache first."""
+
+
+def run(args: Extract) -> None:
+    """Plan, print the plan, run what is missing, print and write what it cost."""
+    import torch
+    from tqdm import tqdm
+
+    from pipeline.runtime import run_units
+    from stages.extract.stage import close, work_left
+    from stages.extract.worker import ExtractionWorker
+
+    start = time.perf_counter()
+    extraction = _prepare(args)
+    gpus = torch.cuda.device_count() if extraction.device == "cuda" else 0
+    cores = os.cpu_count() or 1
+    workers = 1 if args.local else args.workers or gpus or min(cores, 8)
+    threads = max(1, cores // workers)
+    hashing = lambda paths: tqdm(paths, desc="hashing images", unit="image", leave=False)  # noqa: E731
+    plan = extraction.plan(_text(args, extraction), dry_run=args.dry_run, progress=hashing)
+    _print_plan(args, extraction, plan, workers, gpus)
+    if args.dry_run:
+        return
+    images, priors = extraction.create(plan, overwrite=args.overwrite)
+    todo = work_left(images, priors)
+    planned = time.perf_counter() - start
+    objects_in = Counter(row.unit for row in plan.rows for _ in range(row.objects) if row.error is None)
+    images_in = Counter(row.unit for row in plan.image_rows)
+    seconds: Counter[str] = Counter()
+    done: Counter[str] = Counter()
+    worker_config = extraction.worker(threads)
+    reports = run_units(
+        lambda: ExtractionWorker(worker_config),
+        todo,
+        workers=workers,
+        local=args.local,
+        gpus=bool(gpus),
+        threads=threads,
+        address=args.ray_address,
+    )
+    left = {"images": sum(images_in[u.number] for u in todo if u.kind == "images")}
+    left["objects"] = sum(objects_in[u.number] for u in todo if u.kind == "priors")
+    bars = {name: tqdm(total=total, desc=name, unit=name[:-1]) for name, total in left.items() if total}
+    try:
+        for report in reports:
+            name = "images" if report["kind"] == "images" else "objects"
+            count = (images_in if name == "images" else objects_in)[report["unit"]]
+            done[name] += report[name]
+            done["bytes"] += report["bytes"]
+            done["failed samples" if name == "objects" else "failed images"] += len(report["failures"])
+            seconds.update(report["seconds"])
+            bars[name].update(count)
+            rate = done["bytes"] / 1e6 / max(1e-9, time.perf_counter() - start - planned)
+            failed = done["failed samples"] + done["failed images"]
+            bars[name].set_postfix_str(f"{rate:.0f} MB/s, {failed} failed")
+    except KeyboardInterrupt:
+        raise PipelineError(
+            f"stopped: {len(images.missing_units()) + len(priors.missing_units())} of {len(todo)} units are left; "
+            "run the same command again to go on"
+        ) from None
+    finally:
+        for bar in bars.values():
+            bar.close()
+    close(images, priors, plan)
+    _print_result(args, extraction, plan, priors, dict(done), dict(seconds), planned, time.perf_counter() - start)
+
+
+def _prepare(args: Extract) -> Any:
+    """The dataset's samples and everything that identifies the run."""
+    import torch
+
+    from stages.extract.presets import resolve_lmm
+    from stages.extract.stage import Extraction
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    if args.batch_size < 1 or (args.limit is not None and args.limit < 1) or (args.workers or 1) < 1:
+        raise PipelineError("--batch-size, --limit and --workers must be at least 1")
+    lmm = resolve_lmm(args.lmm)
+    dtype = args.dtype or lmm.dtype
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise PipelineError(f"--dtype {dtype}: float32, bfloat16 or float16")
+    device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PipelineError("--device cuda: torch sees no GPU here")
+    root = data_root(args.dataset, args.data_root)
+    samples = build_samples(args)
+    return Extraction(
+        samples=samples,
+        data_root=root,
+        cache=args.cache,
+        images=args.images or args.cache / "images",
+        lmm=lmm,
+        dtype=dtype,
+        merge=args.merge,
+        sam=args.sam or lmm.sam,
+        sam_checkpoint=args.sam_checkpoint,
+        device=device,
+        batch_size=args.batch_size,
+        meta={"dataset": args.dataset, "sentences": args.sentences, "context": args.context, "limit": args.limit},
+    )
+
+
+def data_root(dataset: str, given: Path | None) -> Path:
+    """Where the data of a dataset are: as given, or the folder of generated scenes."""
+    if given is None and not dataset.startswith(("scenes", "shifted")):
+        raise PipelineError(f"--dataset {dataset} needs --data-root, the folder that holds its files")
+    return given or Path("data/scenes")
+
+
+def build_samples(args: Any) -> list[Any]:
+    """The samples of --dataset, generating the scenes first where they are asked for and not there."""
+    from manifests.build import build
+    from manifests.scenes.write import write_scenes
+
+    root = data_root(args.dataset, args.data_root)
+    if args.data_root is None:
+        write_scenes(root)
+    return build(
+        args.dataset, root, splits=args.splits, sentences=args.sentences, context=args.context, limit=args.limit
+    )
+
+
+def _text(args: Extract, extraction: Any) -> Any:
+    """The LMM's tokenizer; in a dry run without it an estimate."""
+    from stages.extract.lmm import Tokeniser
+    from stages.extract.plan import WordCount
+
+    if not args.dry_run:
+        return Tokeniser(extraction.lmm)
+    try:
+        return Tokeniser(extraction.lmm, download=False)
+    except ModelError:
+        return WordCount(extraction.lmm)
+
+
+def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: int) -> None:
+    folder = extraction.cache
+    while not folder.exists():
+        folder = folder.absolute().parent
+    free = shutil.disk_usage(folder).free
+    where = f"{gpus} GPU(s)" if gpus else f"CPU, {os.cpu_count()} cores"
+    height, width = extraction.lmm.grid
+    rows = {
+        "LMM": f"{extraction.lmm.name} ({extraction.lmm.source}), {extraction.dtype}, merge {extraction.merge}",
+        "attention": f"{extraction.lmm.layers} layers x {extraction.lmm.heads} heads on {height}x{width} columns",
+        "SAM": extraction.sam,
+        "samples": f"{len(plan.rows)} ({len(plan.failures)} can not be used), {plan.objects} objects",
+        "images": f"{len(plan.image_rows)} different",
+        "to write": f"priors {plan.priors_bytes / 1e9:.3f} GB, SAM embeddings {plan.image_bytes / 1e9:.3f} GB "
+        f"({plan.units} + {plan.image_units} units)",
+        "free disk": f"{free / 1e9:.1f} GB at {folder}",
+        "device": f"{where}, " + ("one worker in this process" if args.local else f"{workers} Ray worker(s)"),
+        "cache": str(extraction.cache),
+    }
+    from stages.extract.plan import WordCount
+
+    if args.dry_run and isinstance(_text(args, extraction), WordCount):
+        rows["note"] = "the LMM's tokenizer is not on this machine: token counts are estimated"
+    print("\n".join(f"{name:>10}  {value}" for name, value in rows.items()), flush=True)
+
+
+def _print_result(
+    args: Extract,
+    extraction: Any,
+    plan: Any,
+    priors: Any,
+    done: dict[str, int],
+    seconds: dict[str, float],
+    planned: float,
+    total: float,
+) -> None:
+    per_object = plan.priors_bytes / max(1, plan.objects)
+    failures = len(priors.failures())
+    record = {
+        "command": "extract",
+        "cache": str(extraction.cache),
+        "samples": len(plan.rows),
+        "objects": plan.objects,
+        "failed_samples": failures,
+        "this_run": done,
+        "bytes_per_object": round(per_object, 1),
+        "bytes_per_image": round(plan.image_bytes / max(1, len(plan.image_rows)), 1),
+        "padding_objects": plan.padding,
+        "seconds": {"total": round(total, 2), "planning": round(planned, 2)}
+        | {f"workers_{name}": round(value, 2) for name, value in sorted(seconds.items())},
+        "objects_per_s": round(done.get("objects", 0) / max(1e-9, total - planned), 1),
+    }
+    path = result_file(args.cache, "extract")
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(
+        f"extract: {plan.objects} objects of {len(plan.rows)} samples, {failures} samples failed; "
+        f"{per_object:,.0f} bytes/object (+ {record['bytes_per_image']:,.0f} per image); "
+        f"{total:.1f} s ({record['objects_per_s']} objects/s); result: {path}"
+    )
+    if failures:
+        print(f"  failed samples and reasons: {extraction.cache / 'failures.jsonl'}")
+
+
+def result_file(cache: Path, stage: str) -> Path:
+    """The machine-readable result of a stage about a cache: beside it, for the cache's own bytes are the plan's."""
+    return cache.parent / f"{cache.name}.{stage}.json"

@@ -1,0 +1,110 @@
+"""`run_pipeline.py manifest | cache | lmms`: look at data, caches and known LMMs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from manifests.errors import PipelineError
+
+
+@dataclass(kw_only=True, slots=True)
+class Manifest:
+    """build: write a dataset's manifest.   info: count what a dataset, or a manifest file, holds."""
+
+    action: Annotated[Literal["build", "info"], tyro.conf.Positional]
+    dataset: str = "scenes"
+    """scenes, refcoco, refcoco+, refcocog, refcoco-google, refcocog-google, png, own."""
+    data_root: Path | None = None
+    """Folder that holds the data (layout: manifests/build.py); default: data/scenes for scenes."""
+    splits: tuple[str, ...] | None = None
+    """Only these splits."""
+    limit: int | None = None
+    """Only the first N samples of every split."""
+    sentences: Literal["first", "all"] = "first"
+    context: Literal["joined", "alone"] = "joined"
+    file: Path | None = None
+    """build: where to write it (default manifest.parquet); info: a manifest to look at."""
+
+
+def run_manifest(args: Manifest) -> None:
+    from manifests.schema import problem, read_manifest, write_manifest
+    from pipeline.extract import build_samples
+
+    samples = read_manifest(args.file) if args.action == "info" and args.file else build_samples(args)
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    problems = []
+    for sample in samples:
+        count = counts.setdefault((sample.dataset, sample.split), Counter())
+        words = sum(len(piece.text.split()) for piece in sample.pieces)
+        count.update(samples=1, objects=len(sample.objects), words=words)
+        if reason := problem(sample):
+            problems.append({"sample_id": sample.sample_id, "reason": reason})
+    if args.action == "build":
+        path = args.file or Path("manifest.parquet")
+        meta = {"dataset": args.dataset, "sentences": args.sentences, "context": args.context, "limit": args.limit}
+        write_manifest(path, samples, meta)
+        print(f"wrote {path}")
+    for (dataset, split), count in counts.items():
+        print(f"{dataset:>16} {split:<8}" + "".join(f"{count[k]:>9} {k}" for k in ("samples", "objects", "words")))
+    for each in problems[:20]:
+        print(f"  can not be used: {each['sample_id']}: {each['reason']}")
+    splits = [{"dataset": d, "split": s, **count} for (d, s), count in counts.items()]
+    print(json.dumps({"splits": splits, "problems": len(problems)}))
+
+
+@dataclass(kw_only=True, slots=True)
+class Cache:
+    """info: shapes, identity, what is done.   verify: read every byte and compare it with its checksum."""
+
+    action: Annotated[Literal["info", "verify"], tyro.conf.Positional]
+    cache: Path = Path("runs/cache")
+    """A priors cache or an image cache."""
+
+
+def run_cache(args: Cache) -> None:
+    from cache.store import Store
+
+    store = Store.open(args.cache)
+    committed = store.committed_units()
+    info: dict[str, Any] = {
+        "kind": store.meta.kind,
+        "state": store.meta.state,
+        "units": {"committed": len(committed), "planned": store.meta.units},
+        "arrays": {
+            name: {"shape": [store.meta.units * spec.slots_per_unit, *spec.item_shape], "dtype": spec.dtype}
+            for name, spec in store.meta.arrays.items()
+        },
+        "bytes": len(committed) * store.meta.unit_bytes,
+        "failures": len(store.failures()),
+        "identity": store.meta.identity,
+        "soft": store.meta.soft,
+    }
+    if args.action == "info":
+        print(json.dumps(info, indent=1))
+        return
+    problems = store.verify()
+    print("\n".join(problems) or f"{args.cache}: {len(committed)} of {store.meta.units} units, every byte as committed")
+    if problems:
+        raise PipelineError(f"{args.cache}: {len(problems)} problem(s)")
+
+
+@dataclass(kw_only=True, slots=True)
+class LMMs:
+    """List the LMMs that --lmm knows: grid, channels (layers x heads), bytes of attention per object."""
+
+
+def run_lmms(_: LMMs) -> None:
+    from stages.extract.presets import PRESETS, resolve_lmm
+
+    print(f"{'name':<10} {'grid':<7} {'channels':>14} {'bytes/object':>13}  {'SAM':<6} source")
+    for preset in (resolve_lmm("tiny"), *PRESETS.values()):
+        height, width = preset.grid
+        channels = f"{preset.layers}x{preset.heads}={preset.channels}"
+        size = 2 * preset.channels * height * width
+        print(f"{preset.name:<10} {height}x{width:<4} {channels:>14} {size:>13,}  {preset.sam:<6} {preset.source}")

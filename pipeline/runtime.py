@@ -1,0 +1,88 @@
+"""Where work units run: in this process, or in Ray actors, one per GPU or per slot of CPU cores.
+
+A worker is a plain class with `run(unit) -> report`; nothing in it knows of Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from manifests.errors import PipelineError
+
+
+class Worker(Protocol):
+    """Does one unit of work and says what it did."""
+
+    def run(self, unit: Any) -> dict[str, Any]: ...
+
+
+def run_units(
+    make_worker: Callable[[], Worker],
+    units: Sequence[Any],
+    *,
+    workers: int,
+    local: bool,
+    gpus: bool,
+    threads: int,
+    address: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Run every unit once, in any order, and yield the reports as they come.
+
+    local: in this process, without Ray.  workers: Ray actors otherwise, each with one GPU (`gpus`) or `threads` CPU
+    cores.  An actor that dies is restarted and its unit is run again (units are idempotent); an error that a worker
+    raises stops the run and is raised here as it was. What was committed before stays.
+    """
+    if local or not units:
+        if units:
+            worker = make_worker()
+            yield from (worker.run(unit) for unit in units)
+        return
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.util import ActorPool
+
+    class Actor:
+        def __init__(self) -> None:
+            self.worker = make_worker()
+
+        def run(self, unit: Any) -> dict[str, Any]:
+            return self.worker.run(unit)
+
+    _start_ray(address, cores=None if address else max(workers * threads, 1))
+    try:
+        remote = ray.remote(Actor).options(  # type: ignore[attr-defined]
+            num_cpus=threads, num_gpus=1 if gpus else 0, max_restarts=3, max_task_retries=3
+        )
+        pool = ActorPool([remote.remote() for _ in range(min(workers, len(units)))])
+        yield from pool.map_unordered(lambda actor, unit: actor.run.remote(unit), list(units))  # type: ignore[arg-type]
+    except RayTaskError as error:
+        cause = getattr(error, "cause", None)
+        raise (cause if isinstance(cause, PipelineError) else error) from None
+    except RayActorError as error:
+        raise PipelineError(
+            f"a Ray worker died again and again ({str(error).splitlines()[0]}): see its log under /tmp/ray, or run "
+            "with --local to see the error; what was committed is kept, run the same command again to go on"
+        ) from None
+    finally:
+        ray.shutdown()
+
+
+def _start_ray(address: str | None, cores: int | None) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    root = str(Path(__file__).resolve().parent.parent)
+    ray.init(
+        address=address,
+        num_cpus=cores,
+        include_dashboard=False,
+        configure_logging=True,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=None if address else 200 * 2**20,  # units travel as files, not as objects
+        runtime_env={"env_vars": {"PYTHONPATH": root}},
+    )

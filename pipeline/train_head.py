@@ -1,0 +1,141 @@
+"""`run_pipeline.py train-head`: train a grounding head from the cache alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from manifests.errors import PipelineError
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainHead:
+    """Train mask decoder, mask refiner and keyword selector from a cache; neither the LMM nor an image is opened."""
+
+    cache: Path = Path("runs/cache")
+    """A complete cache that `extract` made."""
+    out: Path = Path("runs/head")
+    """Folder for the head: weights, config, training.json."""
+    head: str = "unet-sam"
+    """Which head to train."""
+    preset: Literal["auto", "paper", "demo"] = "auto"
+    """Sizes and recipe: paper's, or small ones for the embedded default; auto: demo for caches of under 128 maps."""
+    refiner: bool = True
+    """Refine the coarse masks with SAM."""
+    prompt_mask: bool = True
+    """Prompt SAM with the coarse mask."""
+    prompt_box: bool = True
+    """Prompt SAM with the coarse mask's box."""
+    prompt_text: bool = True
+    """Prompt SAM with the words' hidden states."""
+    epochs: int | None = None
+    """Passes over the training samples; default: the preset's."""
+    lr: float | None = None
+    """Peak learning rate; default: the preset's."""
+    batch_size: int = 8
+    """Samples of a step."""
+    seed: int = 0
+    device: str = "auto"
+    """cuda, cpu or auto."""
+    memory_gb: float = 2.0
+    """RAM for samples that stay decoded between epochs."""
+    sam_checkpoint: Path | None = None
+    """SAM's weights that the refiner starts from; default as in extract."""
+
+
+def run(args: TrainHead) -> None:
+    """Train, save, print the scores of the epochs and what it cost."""
+    from tqdm import tqdm
+
+    from cache.priors import Priors
+    from stages.train_head.trainer import train
+
+    start = time.perf_counter()
+    priors = Priors.open(args.cache, memory_bytes=int(args.memory_gb * 2**30))
+    head, recipe = build(args, priors)
+    bar = tqdm(desc="train", unit="step")
+
+    def on_step(news: dict[str, Any]) -> None:
+        if "validation" in news:
+            record = news["validation"]
+            tqdm.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
+            return
+        bar.total = news["steps"]
+        counted["objects"] += news["objects"]
+        bar.set_postfix_str(f"loss {news['loss']:.3f}, {counted['objects'] / bar.format_dict['elapsed']:.0f} objects/s")
+        bar.update()
+
+    counted = {"objects": 0}
+    history = train(head, priors, recipe, device=choose_device(args.device), on_step=on_step)
+    bar.close()
+    head.save(args.out)
+    record = {
+        "command": "train-head",
+        "head": args.head,
+        "recipe": asdict(recipe),
+        "parameters": sum(p.numel() for p in head.parameters()),
+        "cache": str(args.cache),
+        "cache_identity": priors.identity,
+        "epochs": history.epochs,
+        "steps": history.steps,
+        "objects": history.objects,
+        "seconds": {"total": round(time.perf_counter() - start, 2), "training": round(history.seconds, 2)},
+        "objects_per_s": round(history.objects / max(1e-9, history.seconds), 1),
+        "data_wait_share": round(history.waiting / max(1e-9, history.seconds), 4),
+    }
+    path = args.out / "training.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    print(
+        f"train-head: {record['parameters']:,} parameters, {history.steps} steps, {record['objects_per_s']} objects/s, "
+        f"waited for data {100 * record['data_wait_share']:.1f} % of {history.seconds:.1f} s; head: {args.out}"
+    )
+
+
+def build(args: TrainHead, priors: Any) -> tuple[Any, Any]:
+    """An untrained head that fits the cache, its refiner started from SAM, and the recipe."""
+    import torch
+
+    from stages.extract.sam import SamConfig, load_sam
+    from stages.train_head.heads import HEADS
+    from stages.train_head.heads.base import PriorShape
+    from stages.train_head.heads.grounding_head import PRESETS, GroundingHead
+    from stages.train_head.trainer import RECIPES
+
+    if args.head not in HEADS:
+        raise PipelineError(f"--head {args.head}: known are {', '.join(HEADS)}")
+    preset = args.preset if args.preset != "auto" else ("demo" if priors.channels < 128 else "paper")
+    try:
+        recipe = replace(RECIPES[preset], batch_size=args.batch_size, seed=args.seed)
+        recipe = replace(recipe, epochs=args.epochs or recipe.epochs, lr=args.lr or recipe.lr)
+        sam = priors.identity["images"]["identity"]["sam"]
+        sizes = SamConfig.from_dict({k: v for k, v in sam.items() if k not in ("weights", "dtype", "name")})
+        config = replace(
+            PRESETS[preset],
+            refiner=args.refiner,
+            prompt_mask=args.prompt_mask,
+            prompt_box=args.prompt_box,
+            prompt_text=args.prompt_text,
+            sam=sizes,
+        )
+    except ValueError as error:
+        raise PipelineError(f"train-head: {error}") from None
+    torch.manual_seed(args.seed)
+    shape = PriorShape(channels=priors.channels, layers=priors.layers, width=priors.width)
+    head = GroundingHead(shape, config)
+    if args.refiner:
+        head.start_from(load_sam(sam["name"], args.sam_checkpoint))
+    return head, recipe
+
+
+def choose_device(name: str) -> str:
+    """cuda or cpu; raises PipelineError for cuda where there is none."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise PipelineError(f"--device {name}: torch sees no GPU here")
+    return name

@@ -1,0 +1,97 @@
+"""The surface of the command line: subcommands, options, dry runs, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import cli
+
+OPTIONS = {
+    "extract": ["--lmm", "--dataset", "--data-root", "--cache", "--images", "--splits", "--limit", "--sentences",
+                "--context", "--merge", "--batch-size", "--dtype", "--device", "--sam", "--sam-checkpoint", "--workers",
+                "--local", "--ray-address", "--dry-run", "--overwrite"],
+    "train-head": ["--cache", "--out", "--head", "--preset", "--refiner", "--prompt-mask", "--prompt-box",
+                   "--prompt-text", "--epochs", "--lr", "--batch-size", "--seed", "--device", "--memory-gb",
+                   "--sam-checkpoint"],
+    "evaluate": ["--cache", "--head", "--out", "--splits", "--lam", "--batch-size", "--data-root", "--device"],
+    "manifest": ["--dataset", "--data-root", "--splits", "--limit", "--sentences", "--context", "--file"],
+    "cache": ["--cache"],
+    "lmms": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_shows_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli(name, "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert [option for option in OPTIONS[name] if option not in text] == []
+
+
+def test_llava_dry_run_needs_no_weights(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli("extract", "--lmm", "llava", "--data-root", data_root, "--cache", tmp_path / "c", "--dry-run")
+    text = capsys.readouterr().out
+    for word in ("llava-hf/llava-1.5-7b-hf", "32 layers x 32 heads on 24x24", "vit_l", "samples", "free disk", "CPU"):
+        assert word in text
+    assert "estimated" in text
+    assert not (tmp_path / "c").exists()
+
+
+def test_llava_without_weights_ends_in_one_clear_line(
+    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli("extract", "--lmm", "llava", "--data-root", data_root, "--cache", tmp_path / "c", "--local", expect=2)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert sum("error:" in line for line in lines) == 1
+    assert "hf download llava-hf/llava-1.5-7b-hf --local-dir DIR" in lines[-1] and "--lmm DIR" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["extract", "--dataset", "nothing", "--data-root", "."], "there is no dataset 'nothing'"),
+        (["extract", "--lmm", "nothing"], "known are tiny, llava"),
+        (["extract", "--batch-size", "0"], "must be at least 1"),
+        (["extract", "--dtype", "int8"], "float32, bfloat16 or float16"),
+        (["train-head", "--cache", "nowhere"], "run extract first"),
+        (["evaluate", "--cache", "nowhere"], "run extract first"),
+        (["evaluate", "--lam", "2"], "between 0 and 1"),
+        (["cache", "info", "--cache", "nowhere"], "run extract first"),
+    ],
+)
+def test_wrong_input_is_one_line_with_a_cure(
+    args: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli(*args, expect=2)
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ") and says in error[-1]
+    assert "Traceback" not in "\n".join(error)
+
+
+def test_lmms_lists_grid_channels_and_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    cli("lmms")
+    text = capsys.readouterr().out
+    assert "24x24" in text and "32x32=1024" in text and "1,179,648" in text
+
+
+def test_manifest_and_cache_commands(
+    data_root: Path, small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli("manifest", "build", "--data-root", data_root, "--file", tmp_path / "m.parquet")
+    cli("manifest", "info", "--file", tmp_path / "m.parquet")
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert {(row["dataset"], row["split"]) for row in last["splits"]} >= {
+        ("scenes-refcoco", "testA"),
+        ("scenes-png", "val"),
+    }
+    assert last["problems"] == 0
+    cli("cache", "info", "--cache", small_cache)
+    info = json.loads(capsys.readouterr().out)
+    assert info["state"] == "complete" and info["arrays"]["attention"]["shape"][1:] == [30, 12, 12]
+    cli("cache", "verify", "--cache", small_cache)
+    assert "every byte as committed" in capsys.readouterr().out
