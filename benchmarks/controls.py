@@ -1,0 +1,335 @@
+"""Do the attention priors carry anything? The trained head beside its controls: same recipe, same data, three seeds.
+
+    python -m benchmarks.controls            about an hour on 2 cores; finished runs are kept in runs/controls
+    python -m benchmarks.controls --quick    a minute or two, claims nothing
+
+All numbers are of held-out scenes: RES of testA and testB, PNG of its val2017, and the shifted scenes (colour-shape
+pairs and a texture that no model has seen). Every choice (map, threshold) is made on training and validation samples.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import tyro
+
+from cache.priors import Priors, SamplePriors
+from manifests.masks import decode
+from manifests.schema import Object, Sample
+from pipeline.cli import main as run_pipeline
+from pipeline.train_head import TrainHead, build
+from stages.evaluate.baselines import Lexicon, NounPhrases
+from stages.evaluate.keywords import summarise_chooser, summarise_keywords, words_of
+from stages.evaluate.png import summarise_png
+from stages.evaluate.res import summarise_res
+from stages.evaluate.results import ObjectResult
+from stages.evaluate.stage import run_head
+from stages.extract.presets import TINY
+from stages.train_head.data import as_box
+from stages.train_head.heads.base import crop_resize
+from stages.train_head.trainer import split_indices, train
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """What is run."""
+
+    cache: Path = Path("runs/cache")
+    """The embedded default's cache (`run_pipeline.py extract`); made if it is missing."""
+    out: Path = Path("runs/controls")
+    """Where finished runs are kept; delete it to start anew."""
+    seeds: int = 3
+    epochs: int | None = None
+    """Default: the demo's."""
+    processes: int = 2
+    """Runs side by side, one CPU thread each."""
+    quick: bool = False
+    """One seed, one epoch, a small cache of its own."""
+
+
+# name -> (which cache, what is done to a sample's priors, options of the head)
+NO_TEXT: Final = {"prompt_text": False}
+CONDITIONS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
+    "trained": ("trained", "nothing", {}),
+    "random_lmm": ("random", "nothing", {}),
+    "zero_attention": ("trained", "zero", {}),
+    "swapped_attention": ("trained", "swap", {}),
+    "random_hidden": ("trained", "hidden", {}),
+    "no_refiner": ("trained", "nothing", {"refiner": False}),
+    "mask": ("trained", "nothing", {"prompt_box": False, "prompt_text": False}),
+    "mask_box": ("trained", "nothing", NO_TEXT),
+    "random_lmm_no_text": ("random", "nothing", NO_TEXT),
+    "zero_attention_no_text": ("trained", "zero", NO_TEXT),
+    "swapped_attention_no_text": ("trained", "swap", NO_TEXT),
+}
+ROWS: Final = {
+    "trained": "trained: mask + box + text prompts",
+    "best_map": "(a) best single attention map, thresholded, no training",
+    "random_lmm": "(b1) LMM with random weights",
+    "zero_attention": "(b2) zero attention, trained hidden states",
+    "swapped_attention": "(b3) attention of another object of the image",
+    "random_hidden": "(b4) trained attention, random hidden states",
+    "no_refiner": "(c) no refiner",
+    "mask": "(c) + mask",
+    "mask_box": "(c) + mask + box",
+    "mask_box_text": "(c) + mask + box + text",
+    "random_lmm_no_text": "(b1) without the text prompt",
+    "zero_attention_no_text": "(b2) without the text prompt",
+    "swapped_attention_no_text": "(b3) without the text prompt",
+}
+METRICS: Final = ("res_ciou", "res_miou", "png_all", "png_thing", "png_stuff", "shifted_res_ciou", "shifted_png_all")
+
+
+class Changed:
+    """Priors of which something was taken away; otherwise the same (`stages.train_head.data.PriorsLike`)."""
+
+    def __init__(self, priors: Priors, change: str):
+        self.priors, self.change = priors, change
+        self.samples, self.failures = priors.samples, priors.failures
+
+    def embedding(self, index: int) -> np.ndarray:
+        return self.priors.embedding(index)
+
+    def image_box(self, index: int) -> tuple[int, int, int, int, int]:
+        return self.priors.image_box(index)
+
+    def read(self, index: int) -> SamplePriors | None:
+        item = self.priors.read(index)
+        if item is None or self.change == "nothing":
+            return item
+        if self.change == "zero":
+            return replace(item, attention=np.zeros_like(item.attention))
+        if self.change == "hidden":
+            noise = np.random.default_rng(index).standard_normal(item.hidden.shape).astype(np.float32)
+            rms = np.sqrt(np.square(item.hidden).mean(-1, keepdims=True))
+            return replace(item, hidden=noise * rms)
+        return replace(item, attention=self._swapped(item.attention, self.samples[index]))
+
+    @staticmethod
+    def _swapped(attention: np.ndarray, sample: Sample) -> np.ndarray:
+        """For each object the maps of the next one in the text with another mask; zeros where there is none."""
+        swapped = np.zeros_like(attention)
+        count = len(sample.objects)
+        for k in range(count):
+            others = [(k + step) % count for step in range(1, count)]
+            own = sample.objects[k].mask["counts"]
+            other = next((j for j in others if sample.objects[j].mask["counts"] != own), None)
+            if other is not None:
+                swapped[k] = attention[other]
+        return swapped
+
+
+def numbers(referring: Sequence[ObjectResult], narrative: Sequence[ObjectResult]) -> dict[str, float]:
+    """The metrics of one run; testA and testB are pooled."""
+    found: dict[str, float] = {}
+    for prefix, name in (("", "scenes"), ("shifted_", "shifted")):
+        pooled = [replace(r, split="test") for r in referring if r.dataset.startswith(name) and r.split != "val"]
+        (res,) = summarise_res(pooled, draws=1)
+        (png,) = summarise_png([r for r in narrative if r.dataset.startswith(name)], draws=1)
+        assert res.ciou and res.miou
+        found |= {f"{prefix}res_ciou": res.ciou.value, f"{prefix}res_miou": res.miou.value}
+        for group in ("all", "thing", "stuff"):
+            recall = png.groups[group].average_recall
+            found[f"{prefix}png_{group}"] = recall.value if recall else 0.0
+    return found
+
+
+def held_out_indices(samples: Sequence[Sample]) -> list[int]:
+    """Held-out samples: testA and testB of referring expressions, val2017 of narratives."""
+    return [
+        i
+        for i, s in enumerate(samples)
+        if s.split in ("testA", "testB") or (s.task == "narrative" and s.split == "val")
+    ]
+
+
+def run_one(job: tuple[str, int, dict[str, str], int | None, str]) -> str:
+    """Train and evaluate one condition with one seed; the result is a file, so that a killed benchmark goes on."""
+    name, seed, caches, epochs, out = job
+    path = Path(out) / f"{name}-{seed}.json"
+    if path.exists():
+        return name
+    torch.set_num_threads(1)
+    which, change, options = CONDITIONS[name]
+    priors = Changed(Priors.open(caches[which]), change)
+    head, recipe = build(replace(TrainHead(seed=seed, epochs=epochs), **options), priors.priors)
+    start = time.perf_counter()
+    train(head, priors, replace(recipe, validate=0))
+    seconds = time.perf_counter() - start
+    outcome = run_head(head, priors, held_out_indices(priors.samples))
+    result: dict[str, Any] = numbers(outcome.referring, outcome.narrative) | {"seconds": round(seconds, 1)}
+    if name == "trained":
+        words = [w for w, s in _with_samples(outcome.words, priors.samples) if s.dataset.startswith("scenes")]
+        texts = [words_of(s.pieces) for s in priors.samples if s.split == "train" and s.task == "narrative"]
+        rows = {
+            "selector": summarise_keywords(words, 0.3, draws=1),
+            "all_nouns": summarise_chooser(words, "every noun phrase", NounPhrases.for_scenes(), draws=1),
+            "lexicon": summarise_chooser(words, "lexicon", Lexicon.fit(texts), draws=1),
+        }
+        for key, row in rows.items():
+            assert row is not None
+            result[f"keyword_{key}"] = {"word": _f1(row.word), "phrase": _f1(row.phrase)}
+    path.write_text(json.dumps(result) + "\n")
+    return name
+
+
+def _f1(score: Any) -> float:
+    return score.f1.value if score.f1 else 0.0
+
+
+def _with_samples(words: Sequence[Any], samples: Sequence[Sample]) -> list[tuple[Any, Sample]]:
+    by_id = {s.sample_id: s for s in samples}
+    return [(w, by_id[w.sample_id]) for w in words]
+
+
+def best_map(priors: Priors) -> dict[str, Any]:
+    """Control (a): the map and threshold with the best cIoU on validation (RES) or training narratives (PNG)."""
+    thresholds = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+    chosen: dict[str, Any] = {}
+    for task, split in (("referring", "val"), ("narrative", "train")):
+        choice = [i for i in split_indices(priors, split) if priors.samples[i].task == task][:120]
+        sums = np.zeros((priors.channels, len(thresholds), 2))
+        for maps, truth, _ in _maps(priors, choice):
+            for t, threshold in enumerate(thresholds):
+                mask = maps > threshold
+                sums[:, t, 0] += (mask & truth).sum((-1, -2))
+                sums[:, t, 1] += (mask | truth).sum((-1, -2))
+        channel, t = np.unravel_index((sums[..., 0] / sums[..., 1].clip(1)).argmax(), sums.shape[:2])
+        chosen[task] = (int(channel), thresholds[t])
+    results: dict[str, list[ObjectResult]] = {"referring": [], "narrative": []}
+    for index in held_out_indices(priors.samples):
+        sample = priors.samples[index]
+        channel, threshold = chosen[sample.task]
+        for maps, truth, described in _maps(priors, [index]):
+            mask = maps[channel] > threshold
+            both, either = int((mask & truth).sum()), int((mask | truth).sum())
+            results[sample.task].append(
+                ObjectResult(
+                    sample_id=sample.sample_id,
+                    dataset=sample.dataset,
+                    split=sample.split,
+                    image_id=sample.image_id,
+                    phrase=described.phrase,
+                    is_thing=described.is_thing,
+                    plural=described.plural,
+                    area=int(truth.sum()),
+                    intersection=both,
+                    union=either,
+                    coarse_intersection=both,
+                    coarse_union=either,
+                )
+            )
+    return numbers(results["referring"], results["narrative"]) | {"chosen": chosen}
+
+
+def _maps(priors: Priors, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray, Object]]:
+    """(maps [C, height, width] of an object at the image's size, mean 1 over the square; its mask; the object)."""
+    for index in indices:
+        item, sample = priors.read(index), priors.samples[index]
+        if item is None:
+            continue
+        for k, described in enumerate(sample.objects):
+            maps = torch.from_numpy(item.attention[k].astype(np.float32))
+            yield (
+                crop_resize(maps, as_box(item.box), (sample.height, sample.width)).numpy(),
+                decode(described.mask),
+                described,
+            )
+
+
+def random_lmm(folder: Path) -> Path:
+    """The embedded LMM's architecture, tokenizer and processor with all weights random (seed 0)."""
+    from transformers import AutoConfig, LlavaForConditionalGeneration
+
+    if not (folder / "model.safetensors").exists():
+        shutil.copytree(TINY / "lmm", folder, dirs_exist_ok=True)
+        torch.manual_seed(0)
+        LlavaForConditionalGeneration(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+def extract(config: Config) -> dict[str, str]:
+    """Both caches, made where they are missing; they share the images' SAM embeddings."""
+    common = ["--limit", "24"] if config.quick else []
+    cache = config.out / "cache" if config.quick else config.cache
+    _command(["extract", "--cache", str(cache), *common])
+    lmm, random_cache = random_lmm(config.out / "random_lmm"), config.out / "random_cache"
+    images = ["--images", str(cache / "images"), "--sam", "tiny"]
+    _command(["extract", "--lmm", str(lmm), "--cache", str(random_cache), *images, *common])
+    return {"trained": str(cache), "random": str(random_cache)}
+
+
+def _command(args: list[str]) -> None:
+    if code := run_pipeline(args):
+        raise SystemExit(code)
+
+
+def main(config: Config) -> None:
+    if config.quick:
+        config = replace(config, out=config.out / "quick", seeds=1, epochs=1)
+    config.out.mkdir(parents=True, exist_ok=True)
+    caches = extract(config)
+    jobs = [(n, seed, caches, config.epochs, str(config.out)) for seed in range(config.seeds) for n in CONDITIONS]
+    with multiprocessing.get_context("spawn").Pool(config.processes) as pool:
+        for done, name in enumerate(pool.imap_unordered(run_one, jobs), start=1):
+            print(f"{done}/{len(jobs)} {name}", flush=True)
+    runs = {
+        name: [json.loads((config.out / f"{name}-{seed}.json").read_text()) for seed in range(config.seeds)]
+        for name in CONDITIONS
+    }
+    single = best_map(Priors.open(caches["trained"]))
+    show(config, runs | {"best_map": [single], "mask_box_text": runs["trained"]}, single["chosen"])
+
+
+def show(config: Config, runs: dict[str, list[dict[str, Any]]], chosen: dict[str, Any]) -> None:
+    """The table, then everything as one JSON line."""
+    result: dict[str, Any] = {
+        metric: {name: summary([run[metric] for run in done]) for name, done in runs.items()} for metric in METRICS
+    }
+    print(f"\n{'percent, mean over seeds (max - min)':<60}" + "".join(f"{m:>18}" for m in METRICS))
+    for name, title in ROWS.items():
+        cells = (result[m][name] for m in METRICS)
+        print(f"{title:<60}" + "".join(f"{100 * c['mean']:>11.1f} ({100 * c['spread']:3.1f})" for c in cells))
+    keyword = {
+        level: {
+            kind: summary([run[f"keyword_{kind}"][level] for run in runs["trained"]])
+            for kind in ("selector", "all_nouns", "lexicon")
+        }
+        for level in ("word", "phrase")
+    }
+    for level, row in keyword.items():
+        print(f"keyword F1, {level} level: " + ", ".join(f"{k} {100 * v['mean']:.1f}" for k, v in row.items()))
+    claim = {}
+    for suffix, own in (("", "trained"), ("_no_text", "mask_box")):
+        worst = max(
+            result["res_ciou"][f"{n}{suffix}"]["mean"] for n in ("random_lmm", "zero_attention", "swapped_attention")
+        )
+        claim[f"trained_minus_controls{suffix}"] = result["res_ciou"][own]["mean"] - worst
+    print("trained - max(b1, b2, b3), RES cIoU: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in claim.items()))
+    print(f"(a) map and threshold: {chosen}")
+    result |= {
+        "keyword_f1": keyword["word"],
+        "keyword_f1_phrase": keyword["phrase"],
+        "claim": claim,
+        "quality_claim": not config.quick,
+    }
+    (config.out / "controls.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, spread (max - min) and the values of the seeds."""
+    return {"mean": float(np.mean(values)), "spread": max(values) - min(values), "seeds": list(values)}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

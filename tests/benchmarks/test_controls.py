@@ -1,0 +1,83 @@
+"""The controls take away exactly what they say, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.controls import Changed, best_map, numbers, summary
+from cache.priors import Priors
+from stages.evaluate.results import ObjectResult
+
+
+@pytest.fixture(scope="module")
+def priors(small_cache: Path) -> Priors:
+    return Priors.open(small_cache)
+
+
+def test_nothing_changes_nothing(priors: Priors) -> None:
+    assert Changed(priors, "nothing").read(0) is priors.read(0)
+
+
+def test_zero_attention_keeps_the_hidden_states(priors: Priors) -> None:
+    changed, item = Changed(priors, "zero").read(0), priors.read(0)
+    assert changed is not None and item is not None
+    assert not changed.attention.any() and item.attention.any()
+    assert changed.hidden is item.hidden
+
+
+def test_swapped_attention_is_that_of_an_object_with_another_mask(priors: Priors) -> None:
+    swapped = 0
+    for index, sample in enumerate(priors.samples):
+        changed, item = Changed(priors, "swap").read(index), priors.read(index)
+        assert changed is not None and item is not None
+        masks = [o.mask["counts"] for o in sample.objects]
+        for k, maps in enumerate(changed.attention):
+            sources = [j for j, other in enumerate(item.attention) if np.array_equal(maps, other)]
+            if maps.any():
+                assert sources and all(masks[j] != masks[k] for j in sources)
+                swapped += 1
+            else:
+                assert set(masks) == {masks[k]}
+    assert swapped > len(priors.samples)
+
+
+def test_random_hidden_states_keep_their_size_and_are_the_same_every_time(priors: Priors) -> None:
+    first, again, item = Changed(priors, "hidden").read(3), Changed(priors, "hidden").read(3), priors.read(3)
+    assert first is not None and again is not None and item is not None
+    assert np.array_equal(first.hidden, again.hidden) and not np.allclose(first.hidden, item.hidden)
+    rms = [np.sqrt(np.square(x.hidden).mean()) for x in (first, item)]
+    assert rms[0] == pytest.approx(rms[1], rel=0.1)
+    assert first.attention is item.attention
+
+
+def test_pooled_numbers_count_testa_and_testb_once() -> None:
+    def result(dataset: str, split: str, intersection: int) -> ObjectResult:
+        return ObjectResult(
+            sample_id=f"{dataset}{split}", dataset=dataset, split=split, image_id=split, phrase="it", is_thing=True,
+            plural=False, area=10, intersection=intersection, union=10, coarse_intersection=0, coarse_union=10,
+        )  # fmt: skip
+
+    referring = [result("scenes-refcoco", s, n) for s, n in (("val", 0), ("testA", 10), ("testB", 5))]
+    found = numbers([*referring, result("shifted-refcoco", "testA", 2)],
+                    [result("scenes-png", "val", 4), result("shifted-png", "val", 1)])  # fmt: skip
+    assert found["res_ciou"] == pytest.approx(15 / 20)
+    assert found["shifted_res_ciou"] == pytest.approx(2 / 10)
+    assert found["png_all"] == pytest.approx(0.4)
+
+
+def test_best_map_chooses_on_training_and_validation(priors: Priors) -> None:
+    found = best_map(priors)
+    assert set(found["chosen"]) == {"referring", "narrative"}
+    assert all(0 <= channel < priors.channels for channel, _ in found["chosen"].values())
+    assert 0 < found["res_ciou"] < 1
+
+
+def test_summary_says_mean_and_spread() -> None:
+    assert summary([0.5, 0.7, 0.6]) == {
+        "mean": pytest.approx(0.6),
+        "spread": pytest.approx(0.2),
+        "seeds": [0.5, 0.7, 0.6],
+    }
