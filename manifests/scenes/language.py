@@ -6,6 +6,7 @@ All text is lower case, words separated by one space. A noun phrase is "the [siz
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -136,18 +137,32 @@ def _about(scene: Scene, index: int, said: str, rng: random.Random) -> str:
     return rng.choice(facts or [f"is {thing.size}"])
 
 
-def statements(scene: Scene, rng: random.Random, share_with_predicate: float = 0.6) -> str:
-    """Expressions of the scene's things, most followed by something true of them: what the tiny LMM learns to read.
+def _all_about(scene: Scene, index: int, said: str) -> str:
+    """Every attribute of a thing that its phrase does not name, and its place: "is small , dotted and at the top left"."""
+    thing = scene.things[index]
+    head = re.split(r" (?:on|at|left|right|above|below) ", said)[0].split()
+    facts = [getattr(thing, name) for name in ATTRIBUTES[:3] if getattr(thing, name) not in head]
+    facts += [f"a {thing.shape}"] if thing.shape not in head else []
+    column = ("left", "", "right")[min(2, int(3 * thing.x / scene.width))]
+    row = ("top", "", "bottom")[min(2, int(3 * thing.y / scene.height))]
+    place = f"at the {row} {column}".strip() if row else f"on the {column}" if column else "in the middle"
+    return f"is {' , '.join(facts)} and {place}" if facts else f"is {place}"
 
-    The predicate makes the last words of an expression resolve what it refers to.
+
+def statements(scene: Scene, rng: random.Random, most: int = 5) -> str:
+    """Expressions of up to `most` things, followed by all, one or none of what is true of them: what the tiny LMM reads.
+
+    What follows makes the last words of an expression resolve what it refers to, and leaves little to chance.
     """
-    order = rng.sample(range(len(scene.things)), len(scene.things))
+    order = rng.sample(range(len(scene.things)), len(scene.things))[:most]
     parts = []
     for index in order:
         for text in expressions(scene, index, rng, count=1):
-            parts.append(
-                f"{text} {_about(scene, index, text, rng)} ." if rng.random() < share_with_predicate else f"{text} ."
-            )
+            kind = rng.random()
+            if kind < 0.6:
+                parts.append(f"{text} {_all_about(scene, index, text)} .")
+            else:
+                parts.append(f"{text} {_about(scene, index, text, rng)} ." if kind < 0.8 else f"{text} .")
     return " ".join(parts)
 
 

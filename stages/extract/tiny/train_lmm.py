@@ -74,7 +74,9 @@ class Config:
     """Steps between saves of the weights."""
 
 
-def conversation(index: int, split: str = "pretrain", shelves: float = 0.0) -> tuple[Image.Image, str, str]:
+def conversation(
+    index: int, split: str = "pretrain", shelves: float = 0.0, listed: float = 1.0
+) -> tuple[Image.Image, str, str]:
     """Scene `index` with one prompt and one answer, a pure function of its arguments: (image, prompt, answer).
 
     shelves: share of scenes in which things stand in rows and columns and are listed in that order.
@@ -83,8 +85,10 @@ def conversation(index: int, split: str = "pretrain", shelves: float = 0.0) -> t
     shelf = rng.random() < shelves
     scene = make_scene(split, index, shelf=shelf)
     image = Image.fromarray(scene.image)
-    if shelf:
+    if shelf and rng.random() < listed:
         return image, *shelf_listing(scene)
+    if shelf:
+        return image, rng.choice(PROMPTS), statements(scene, rng)
     kind = rng.random()
     if kind < 0.06:
         return image, *question(scene, rng)
