@@ -1,6 +1,10 @@
 """What people would say about a scene: referring expressions, narratives with grounded phrases, questions.
 
-All text is lower case, words separated by one space. A noun phrase is "the [size] [texture] [colour] shape".
+All text is lower case, words separated by one space. A noun phrase is "the [size] [texture] [colour] shape", or says
+some of it afterwards: "the ring that is small and red". What stands on something is said to float, lie, lean … on it.
+
+A language model learns to look at a thing only while it has to say something about it. So that the words of a phrase
+themselves look, they are followed by a verb that depends on where the thing is, or go on with more of its looks.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ ATTRIBUTES: Final = ("size", "texture", "colour", "shape")
 PLURALS: Final = {shape: "crosses" if shape == "cross" else shape + "s" for shape in SHAPES}
 NUMBERS: Final = {2: "two", 3: "three", 4: "four", 5: "five"}
 RELATIONS: Final = ("left of", "right of", "above", "below")
+VERBS: Final = {"sky": "hangs", "brick": "leans", "grass": "lies", "water": "floats", "sand": "rests", None: "stands"}
 PLACES: Final = {"left of": "on the left", "right of": "on the right", "above": "at the top", "below": "at the bottom"}
 
 
@@ -37,6 +42,20 @@ class Segment:
 def _noun_phrase(thing: Thing, names: tuple[str, ...], article: str = "the") -> str:
     words = [getattr(thing, name) for name in ATTRIBUTES if name in names]
     return " ".join([article, *words, *([] if "shape" in names else ["thing"])])
+
+
+def _spoken(thing: Thing, names: tuple[str, ...], rng: random.Random) -> str:
+    """A noun phrase with all attributes before the shape, or some of them after it."""
+    later = [name for name in names if name != "shape" and rng.random() < 0.6]
+    if not later or rng.random() < 0.4:
+        return _noun_phrase(thing, names)
+    rng.shuffle(later)
+    first = _noun_phrase(thing, tuple(name for name in names if name not in later))
+    return f"{first} that is {' and '.join(getattr(thing, name) for name in later)}"
+
+
+def _linked(phrase: str, place: str, rng: random.Random) -> str:
+    return f"{phrase} that is {place}" if rng.random() < 0.5 else f"{phrase} {place}"
 
 
 def _alike(scene: Scene, index: int, names: tuple[str, ...]) -> list[int]:
@@ -70,6 +89,14 @@ def _by_attributes(scene: Scene, index: int, rng: random.Random) -> str | None:
     return None
 
 
+def _by_clause(scene: Scene, index: int, rng: random.Random) -> str | None:
+    """The same, some of it perhaps in a clause: "the red ring that is small"."""
+    for names in _attribute_sets(rng):
+        if _alike(scene, index, names) == [index]:
+            return _spoken(scene.things[index], names, rng)
+    return None
+
+
 def _by_place(scene: Scene, index: int, rng: random.Random) -> str | None:
     """ "the red ring on the left": the outermost of several alike, with a margin; or the one on its kind of ground."""
     for names in _attribute_sets(rng)[:5]:
@@ -79,10 +106,10 @@ def _by_place(scene: Scene, index: int, rng: random.Random) -> str | None:
             continue
         ground = scene.ground_of(index)
         if ground and all(scene.ground_of(i) not in (ground, None) for i in others):
-            return f"{phrase} on the {ground}"
+            return _linked(phrase, f"on the {ground}", rng)
         places = [r for r in RELATIONS if all(_holds(scene, index, r, i, 14) for i in others)]
         if places:
-            return f"{phrase} {PLACES[rng.choice(places)]}"
+            return _linked(phrase, PLACES[rng.choice(places)], rng)
     return None
 
 
@@ -100,13 +127,13 @@ def _by_relation(scene: Scene, index: int, rng: random.Random) -> str | None:
                 if _holds(scene, index, relation, anchor, 14) and not any(
                     _holds(scene, i, relation, anchor, -4) for i in others
                 ):
-                    return f"{_noun_phrase(scene.things[index], names)} {relation} {anchor_phrase}"
+                    return _linked(_noun_phrase(scene.things[index], names), f"{relation} {anchor_phrase}", rng)
     return None
 
 
 def expressions(scene: Scene, index: int, rng: random.Random, count: int = 3) -> list[str]:
     """Up to `count` different expressions that refer to thing `index` alone; empty where none was found."""
-    makers = [_by_attributes, _by_place, _by_relation]
+    makers = [_by_clause, _by_place, _by_relation]
     found: list[str] = []
     for _ in range(2 * count):
         rng.shuffle(makers)
@@ -138,19 +165,18 @@ def _about(scene: Scene, index: int, said: str, rng: random.Random) -> str:
 
 
 def _all_about(scene: Scene, index: int, said: str) -> str:
-    """Every attribute of a thing that its phrase does not name, and its place: "is small , dotted and at the top left"."""
+    """Its verb, its place and every attribute that its phrase does not name: "floats at the top left , small , red"."""
     thing = scene.things[index]
     head = re.split(r" (?:on|at|left|right|above|below) ", said)[0].split()
-    facts = [getattr(thing, name) for name in ATTRIBUTES[:3] if getattr(thing, name) not in head]
-    facts += [f"a {thing.shape}"] if thing.shape not in head else []
+    facts = [word for name in ATTRIBUTES if (word := getattr(thing, name)) not in head]
     column = ("left", "", "right")[min(2, int(3 * thing.x / scene.width))]
     row = ("top", "", "bottom")[min(2, int(3 * thing.y / scene.height))]
     place = f"at the {row} {column}".strip() if row else f"on the {column}" if column else "in the middle"
-    return f"is {' , '.join(facts)} and {place}" if facts else f"is {place}"
+    return " , ".join([f"{VERBS[scene.ground_of(index)]} {place}", *facts])
 
 
 def statements(scene: Scene, rng: random.Random, most: int = 5) -> str:
-    """Expressions of up to `most` things, followed by all, one or none of what is true of them: what the tiny LMM reads.
+    """Expressions of up to `most` things, followed by all, one or none of what is true: what the tiny LMM reads.
 
     What follows makes the last words of an expression resolve what it refers to, and leaves little to chance.
     """
@@ -204,7 +230,8 @@ def _thing_sentences(scene: Scene, rng: random.Random) -> Iterator[list[Segment]
 
 def _predicate(scene: Scene, index: int, subject: Segment, rng: random.Random) -> list[Segment]:
     """A sentence about one thing: with another thing, on its ground, beside a side of the picture, or a property."""
-    thing, kind = scene.things[index], rng.random()
+    thing, kind, ground = scene.things[index], rng.random(), scene.ground_of(index)
+    verb = VERBS[ground]
     others = rng.sample(range(len(scene.things)), len(scene.things))
     if kind < 0.35:
         for anchor in others:
@@ -212,14 +239,13 @@ def _predicate(scene: Scene, index: int, subject: Segment, rng: random.Random) -
             relations = [r for r in RELATIONS if anchor != index and _holds(scene, index, r, anchor, 14)]
             if phrase and relations:
                 object_ = Segment(text=phrase, things=(anchor,), noun=True)
-                return [subject, Segment(text=f"is {rng.choice(relations)}"), object_]
-    ground = scene.ground_of(index)
+                return [subject, Segment(text=f"{verb} {rng.choice(relations)}"), object_]
     if kind < 0.6 and ground:
         place = Segment(text=f"the {ground}", stuff=(scene.stuff.index(ground),), noun=True)
-        return [subject, Segment(text="is on"), place]
+        return [subject, Segment(text=f"{verb} on"), place]
     if kind < 0.8 and abs(thing.x / scene.width - 0.5) > 0.2:
         side = "left" if thing.x < scene.width / 2 else "right"
-        return [subject, Segment(text=f"is on the {side}"), Segment(text="side", noun=True)]
+        return [subject, Segment(text=f"{verb} on the {side}"), Segment(text="side", noun=True)]
     return [subject, Segment(text=f"is {rng.choice((thing.texture, thing.size, thing.colour))}")]
 
 

@@ -134,7 +134,7 @@ def _stuff_layout(rng: random.Random, width: int, height: int) -> tuple[tuple[st
 
 def _sample_shelf(rng: random.Random, width: int, height: int) -> tuple[Thing, ...]:
     """One thing in every cell of a grid of 2 or 3 columns and rows, row by row from the top left."""
-    columns, rows = max(2, width // 48), max(2, height // 48)
+    columns, rows = rng.choice(((2, 2), (width // 48, height // 48)))
     things = []
     for cell in range(columns * rows):
         looks = _sample_looks(rng, [], shifted=False)

@@ -43,7 +43,6 @@ TEMPLATE = "USER: <image>\n{prompt} ASSISTANT:"
 DESCRIBE = "Please give me a description of the image."
 PROMPTS = (DESCRIBE, DESCRIBE, DESCRIBE, "What is in the picture?", "Describe the image.")
 MEAN = STD = (0.5, 0.5, 0.5)
-SHELVES = 0.25  # share of the training in which words for looks are learned, from dense and easy pictures
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 
 
@@ -53,7 +52,7 @@ class Config:
 
     out: Path
     """Folder for weights, tokenizer, processor and record."""
-    steps: int = 4500
+    steps: int = 9000
     """Optimiser steps."""
     batch: int = 16
     """Scenes a step."""
@@ -79,7 +78,8 @@ def conversation(
 ) -> tuple[Image.Image, str, str]:
     """Scene `index` with one prompt and one answer, a pure function of its arguments: (image, prompt, answer).
 
-    shelves: share of scenes in which things stand in rows and columns and are listed in that order.
+    shelves: share of scenes in which things stand in rows and columns; listed: share of these that are listed in
+    that order, the others are told about like any scene.
     """
     rng = random.Random(index + 7)
     shelf = rng.random() < shelves
@@ -175,6 +175,17 @@ def _sines(side: int, width: int) -> torch.Tensor:
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1)
 
 
+def mixture(done: float) -> tuple[float, float]:
+    """After a share of the training: (share of shelves among the scenes, share of listings among the shelves).
+
+    Words for looks are learned from listings of dense pictures, then finding a thing by its description among them,
+    then the scenes as they are.
+    """
+    if done < 0.12:
+        return 1.0, 1.0
+    return (0.85, 0.25) if done < 0.35 else (0.15, 0.3)
+
+
 class Conversations(IterableDataset):
     """Endless stream of (pixels uint8 [S, S, 3], text ids after the image [T], labels [T])."""
 
@@ -185,13 +196,14 @@ class Conversations(IterableDataset):
         split: str = "pretrain",
         samples: int = 0,
     ):
-        """samples: how many there will be; a share SHELVES of them are shelves only, then 15 %."""
+        """samples: how many there will be, they follow `mixture`; 0: as at the end of the training."""
         self.tokenizer, self.text_tokens, self.split, self.samples = tokenizer, text_tokens, split, samples
 
     def __iter__(self):
         index = 0
         while True:
-            image, prompt, answer = conversation(index, self.split, 1.0 if index < SHELVES * self.samples else 0.15)
+            done = index / self.samples if self.samples else 1.0
+            image, prompt, answer = conversation(index, self.split, *mixture(done))
             pixels, _ = pad_to_square(image, IMAGE, MEAN)
             after_image = TEMPLATE.split("<image>")[1].format(prompt=prompt)
             prompt_ids = self.tokenizer.encode(after_image, add_special_tokens=False)

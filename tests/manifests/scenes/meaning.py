@@ -1,7 +1,8 @@
 """What the words about a scene mean, written from their plain sense: no helper of `manifests.scenes.language`.
 
-A noun phrase is "the" + adjectives + a shape or "thing", then perhaps a place: "on the left", "on the grass",
-"left of" + noun phrase. Positions are the centres of things, x to the right, y down.
+A noun phrase is "the" + adjectives + a shape or "thing", then perhaps "that is" with more adjectives joined by "and",
+or a place: "on the left", "on the grass", "left of" + noun phrase.
+Positions are the centres of things, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ def denoted(scene: Scene, text: str) -> set[int]:
     words = text.split()[1:]
     noun = next(i for i, word in enumerate(words) if word in SHAPES | {"thing"})
     found, rest = look_alikes(scene, words[: noun + 1]), words[noun + 1 :]
+    if rest[:2] == ["that", "is"]:
+        rest = rest[2:]
+        if rest[0] in COLOURS | TEXTURES | SIZES:
+            assert rest[1::2] == ["and"] * (len(rest) // 2), text
+            return found & look_alikes(scene, rest[::2])
     if not rest:
         return found
     x = {i: scene.things[i].x for i in range(len(scene.things))}
