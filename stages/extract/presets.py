@@ -75,6 +75,12 @@ PRESETS: Final = {
 def resolve_lmm(name: str) -> LMMPreset:
     """A preset's name, `tiny` (the embedded default), or a folder holding a LLaVA checkpoint."""
     if name == "tiny":
+        if not (TINY / "lmm" / "model.safetensors").is_file():
+            raise ModelError(
+                f"the embedded LMM's weights are not in {TINY / 'lmm'}: make them with "
+                "`python -m stages.extract.tiny.train_lmm --out stages/extract/tiny/lmm` (over an hour on a CPU), "
+                "or give --lmm another preset or folder"
+            )
         return replace(_from_folder(TINY / "lmm"), name="tiny", sam="tiny")
     if name in PRESETS:
         return PRESETS[name]
@@ -85,6 +91,8 @@ def resolve_lmm(name: str) -> LMMPreset:
 
 def _from_folder(folder: Path) -> LMMPreset:
     """Read the shapes of a local LLaVA checkpoint from its config files."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is no checkpoint: config.json is missing; give a folder that from_pretrained loads")
     from transformers import AutoConfig  # slow to import, needed for folders only
 
     try:
