@@ -1,16 +1,16 @@
 """What people would say about a scene: referring expressions, narratives with grounded phrases, questions.
 
-All text is lower case, words separated by one space. A noun phrase is "the [size] [texture] [colour] shape", or says
-some of it afterwards: "the ring that is small and red". What stands on something is said to float, lie, lean … on it.
+All text is lower case, words separated by one space. A noun phrase is "the [size] [texture] [colour] shape", perhaps
+with a place or a relation; most go on with more of its looks: "the red ring that is small and striped", "the ring left
+of the star , small and red". What stands on something is said to float, lie, lean … on it.
 
-A language model learns to look at a thing only while it has to say something about it. So that the words of a phrase
-themselves look, they are followed by a verb that depends on where the thing is, or go on with more of its looks.
+A language model learns to look at a thing only while it has to say something about it. That is why phrases say more
+than they need, as people do: the words that follow make those of the phrase itself look at what is meant.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -39,23 +39,28 @@ class Segment:
         return len(self.things) > 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Phrase:
+    """What is said of a thing, and which of `ATTRIBUTES` that names."""
+
+    text: str
+    names: frozenset[str]
+
+
 def _noun_phrase(thing: Thing, names: tuple[str, ...], article: str = "the") -> str:
     words = [getattr(thing, name) for name in ATTRIBUTES if name in names]
     return " ".join([article, *words, *([] if "shape" in names else ["thing"])])
 
 
-def _spoken(thing: Thing, names: tuple[str, ...], rng: random.Random) -> str:
-    """A noun phrase with all attributes before the shape, or some of them after it."""
-    later = [name for name in names if name != "shape" and rng.random() < 0.6]
-    if not later or rng.random() < 0.4:
-        return _noun_phrase(thing, names)
-    rng.shuffle(later)
-    first = _noun_phrase(thing, tuple(name for name in names if name not in later))
-    return f"{first} that is {' and '.join(getattr(thing, name) for name in later)}"
-
-
-def _linked(phrase: str, place: str, rng: random.Random) -> str:
-    return f"{phrase} that is {place}" if rng.random() < 0.5 else f"{phrase} {place}"
+def _extended(thing: Thing, names: tuple[str, ...], place: str, rng: random.Random, link: str = " , ") -> _Phrase:
+    """A noun phrase, its place, and most often some of the looks that are not yet said."""
+    unsaid = [name for name in ATTRIBUTES if name not in (*names, "shape")]
+    chosen = rng.sample(unsaid, min(len(unsaid), rng.choice((0, 1, 1, 2, 2, 3))))
+    later = [name for name in ATTRIBUTES if name in chosen]  # always in the same order: less to guess
+    text = f"{_noun_phrase(thing, names)} {place}".strip()
+    if later:
+        text += link + " and ".join(getattr(thing, name) for name in later)
+    return _Phrase(text, frozenset((*names, *later)))
 
 
 def _alike(scene: Scene, index: int, names: tuple[str, ...]) -> list[int]:
@@ -89,31 +94,36 @@ def _by_attributes(scene: Scene, index: int, rng: random.Random) -> str | None:
     return None
 
 
-def _by_clause(scene: Scene, index: int, rng: random.Random) -> str | None:
-    """The same, some of it perhaps in a clause: "the red ring that is small"."""
+def _by_looks(scene: Scene, index: int, rng: random.Random) -> _Phrase | None:
+    """The same and more: "the red ring that is small", where "the red ring", or only all of it, satisfies no other."""
     for names in _attribute_sets(rng):
-        if _alike(scene, index, names) == [index]:
-            return _spoken(scene.things[index], names, rng)
+        if _alike(scene, index, names) != [index]:
+            continue
+        early = tuple(n for n in names if n == "shape" or rng.random() < 0.6) or names
+        phrase = _extended(scene.things[index], early, "", rng, " that is ")
+        if phrase.names >= set(names):
+            return phrase
+        return _extended(scene.things[index], names, "", rng, " that is ")
     return None
 
 
-def _by_place(scene: Scene, index: int, rng: random.Random) -> str | None:
+def _by_place(scene: Scene, index: int, rng: random.Random) -> _Phrase | None:
     """ "the red ring on the left": the outermost of several alike, with a margin; or the one on its kind of ground."""
+    thing = scene.things[index]
     for names in _attribute_sets(rng)[:5]:
         others = [i for i in _alike(scene, index, names) if i != index]
-        phrase = _noun_phrase(scene.things[index], names)
         if not others:
             continue
         ground = scene.ground_of(index)
         if ground and all(scene.ground_of(i) not in (ground, None) for i in others):
-            return _linked(phrase, f"on the {ground}", rng)
+            return _extended(thing, names, f"on the {ground}", rng)
         places = [r for r in RELATIONS if all(_holds(scene, index, r, i, 14) for i in others)]
         if places:
-            return _linked(phrase, PLACES[rng.choice(places)], rng)
+            return _extended(thing, names, PLACES[rng.choice(places)], rng)
     return None
 
 
-def _by_relation(scene: Scene, index: int, rng: random.Random) -> str | None:
+def _by_relation(scene: Scene, index: int, rng: random.Random) -> _Phrase | None:
     """ "the ring left of the blue star": clearly true of this thing, clearly false of all that look alike."""
     anchors = [i for i in range(len(scene.things)) if i != index]
     rng.shuffle(anchors)
@@ -127,34 +137,38 @@ def _by_relation(scene: Scene, index: int, rng: random.Random) -> str | None:
                 if _holds(scene, index, relation, anchor, 14) and not any(
                     _holds(scene, i, relation, anchor, -4) for i in others
                 ):
-                    return _linked(_noun_phrase(scene.things[index], names), f"{relation} {anchor_phrase}", rng)
+                    return _extended(scene.things[index], names, f"{relation} {anchor_phrase}", rng)
     return None
 
 
 def expressions(scene: Scene, index: int, rng: random.Random, count: int = 3) -> list[str]:
     """Up to `count` different expressions that refer to thing `index` alone; empty where none was found."""
-    makers = [_by_clause, _by_place, _by_relation]
-    found: list[str] = []
+    return [phrase.text for phrase in _phrases(scene, index, rng, count)]
+
+
+def _phrases(scene: Scene, index: int, rng: random.Random, count: int) -> list[_Phrase]:
+    makers = [_by_looks, _by_place, _by_relation]
+    found: list[_Phrase] = []
     for _ in range(2 * count):
         rng.shuffle(makers)
-        text = next((t for make in makers if (t := make(scene, index, rng))), None)
-        if text and text not in found:
-            found.append(text)
+        phrase = next((p for make in makers if (p := make(scene, index, rng))), None)
+        if phrase and phrase.text not in [p.text for p in found]:
+            found.append(phrase)
     return found[:count]
 
 
-def _about(scene: Scene, index: int, said: str, rng: random.Random) -> str:
+def _about(scene: Scene, index: int, said: _Phrase, rng: random.Random) -> str:
     """Something true and not yet `said` of a thing: "is striped", "is on the grass", "is left of the star"."""
     thing = scene.things[index]
-    facts = [f"is {thing.texture}", f"is {thing.colour}", f"is {thing.size}", f"is a {thing.shape}"]
+    facts = [f"is {getattr(thing, n)}" for n in ATTRIBUTES if n not in (*said.names, "shape")]
+    facts += [] if "shape" in said.names else [f"is a {thing.shape}"]
     ground = scene.ground_of(index)
-    if ground:
+    if ground and f" on the {ground}" not in said.text:
         facts += [f"is on the {ground}"] * 2
     third_x, third_y = 3 * thing.x / scene.width, 3 * thing.y / scene.height
     place = [PLACES["left of"]] * (third_x < 1) + [PLACES["right of"]] * (third_x > 2)
     place += [PLACES["above"]] * (third_y < 1) + [PLACES["below"]] * (third_y > 2)
-    facts += [f"is {p}" for p in place or ["in the middle"]]
-    facts = [fact for fact in facts if fact.split()[-1] not in said.split()]
+    facts += [f"is {p}" for p in place or ["in the middle"] if p not in said.text]
     for anchor in rng.sample(range(len(scene.things)), len(scene.things)):
         phrase = _by_attributes(scene, anchor, rng)
         relations = [r for r in RELATIONS if anchor != index and _holds(scene, index, r, anchor, 14)]
@@ -164,14 +178,13 @@ def _about(scene: Scene, index: int, said: str, rng: random.Random) -> str:
     return rng.choice(facts or [f"is {thing.size}"])
 
 
-def _all_about(scene: Scene, index: int, said: str) -> str:
-    """Its verb, its place and every attribute that its phrase does not name: "floats at the top left , small , red"."""
+def _all_about(scene: Scene, index: int, said: _Phrase) -> str:
+    """Its verb, its place and every attribute that is not yet said: "floats at the top left , small , red"."""
     thing = scene.things[index]
-    head = re.split(r" (?:on|at|left|right|above|below) ", said)[0].split()
-    facts = [word for name in ATTRIBUTES if (word := getattr(thing, name)) not in head]
     column = ("left", "", "right")[min(2, int(3 * thing.x / scene.width))]
     row = ("top", "", "bottom")[min(2, int(3 * thing.y / scene.height))]
     place = f"at the {row} {column}".strip() if row else f"on the {column}" if column else "in the middle"
+    facts = [getattr(thing, name) for name in ATTRIBUTES if name not in said.names]
     return " , ".join([f"{VERBS[scene.ground_of(index)]} {place}", *facts])
 
 
@@ -183,12 +196,14 @@ def statements(scene: Scene, rng: random.Random, most: int = 5) -> str:
     order = rng.sample(range(len(scene.things)), len(scene.things))[:most]
     parts = []
     for index in order:
-        for text in expressions(scene, index, rng, count=1):
+        for phrase in _phrases(scene, index, rng, count=1):
             kind = rng.random()
             if kind < 0.6:
-                parts.append(f"{text} {_all_about(scene, index, text)} .")
+                parts.append(f"{phrase.text} {_all_about(scene, index, phrase)} .")
             else:
-                parts.append(f"{text} {_about(scene, index, text, rng)} ." if kind < 0.8 else f"{text} .")
+                parts.append(
+                    f"{phrase.text} {_about(scene, index, phrase, rng)} ." if kind < 0.8 else f"{phrase.text} ."
+                )
     return " ".join(parts)
 
 
@@ -204,7 +219,7 @@ def narrative(scene: Scene, rng: random.Random) -> list[Segment]:
         (["in this", "*picture", "we see :"], ["this is a", "*picture", "with some", "*things", "."], [])
     )
     text = [Segment(text=t.lstrip("*"), noun=t.startswith("*")) for t in opening]
-    return text + [segment for sentence in sentences[:6] for segment in sentence]
+    return text + [segment for sentence in sentences[:5] for segment in sentence]
 
 
 def _thing_sentences(scene: Scene, rng: random.Random) -> Iterator[list[Segment]]:
@@ -215,30 +230,37 @@ def _thing_sentences(scene: Scene, rng: random.Random) -> Iterator[list[Segment]
         names = rng.choice((("shape",), ("colour", "shape"), ("colour", "texture", "shape")))
         group = tuple(_alike(scene, index, names))
         if len(group) > 1 and rng.random() < 0.7:
-            words = [getattr(scene.things[index], n) for n in ATTRIBUTES if n in names and n != "shape"]
-            text = " ".join([NUMBERS[len(group)], *words, PLURALS[scene.things[index].shape]])
+            text = _plural(scene, group, names)
             spoken.update(group)
             yield [Segment(text="there are"), Segment(text=text, things=group, noun=True), Segment(text=".")]
             continue
-        phrase = _by_attributes(scene, index, rng) or _by_place(scene, index, rng)
+        phrase = _by_looks(scene, index, rng) or _by_place(scene, index, rng)
         if phrase is None:
             continue
         spoken.add(index)
-        subject = Segment(text=phrase, things=(index,), noun=True)
-        yield [*_predicate(scene, index, subject, rng), Segment(text=".")]
+        yield [*_sentence(scene, index, phrase, rng), Segment(text=".")]
 
 
-def _predicate(scene: Scene, index: int, subject: Segment, rng: random.Random) -> list[Segment]:
+def _plural(scene: Scene, group: tuple[int, ...], names: tuple[str, ...]) -> str:
+    """ "two red rings that are small": what all of the group have in common."""
+    things = [scene.things[i] for i in group]
+    words = [getattr(things[0], n) for n in ATTRIBUTES if n in names and n != "shape"]
+    common = [getattr(things[0], n) for n in ATTRIBUTES if n not in names and len({getattr(t, n) for t in things}) == 1]
+    clause = ["that are", " and ".join(common)] if common else []
+    return " ".join([NUMBERS[len(group)], *words, PLURALS[things[0].shape], *clause])
+
+
+def _sentence(scene: Scene, index: int, phrase: _Phrase, rng: random.Random) -> list[Segment]:
     """A sentence about one thing: with another thing, on its ground, beside a side of the picture, or a property."""
     thing, kind, ground = scene.things[index], rng.random(), scene.ground_of(index)
-    verb = VERBS[ground]
+    verb, subject = VERBS[ground], Segment(text=phrase.text, things=(index,), noun=True)
     others = rng.sample(range(len(scene.things)), len(scene.things))
     if kind < 0.35:
         for anchor in others:
-            phrase = _by_attributes(scene, anchor, rng)
+            other = _by_looks(scene, anchor, rng)
             relations = [r for r in RELATIONS if anchor != index and _holds(scene, index, r, anchor, 14)]
-            if phrase and relations:
-                object_ = Segment(text=phrase, things=(anchor,), noun=True)
+            if other and relations:
+                object_ = Segment(text=other.text, things=(anchor,), noun=True)
                 return [subject, Segment(text=f"{verb} {rng.choice(relations)}"), object_]
     if kind < 0.6 and ground:
         place = Segment(text=f"the {ground}", stuff=(scene.stuff.index(ground),), noun=True)
@@ -246,7 +268,8 @@ def _predicate(scene: Scene, index: int, subject: Segment, rng: random.Random) -
     if kind < 0.8 and abs(thing.x / scene.width - 0.5) > 0.2:
         side = "left" if thing.x < scene.width / 2 else "right"
         return [subject, Segment(text=f"{verb} on the {side}"), Segment(text="side", noun=True)]
-    return [subject, Segment(text=f"is {rng.choice((thing.texture, thing.size, thing.colour))}")]
+    unsaid = [getattr(thing, name) for name in ATTRIBUTES if name not in (*phrase.names, "shape")]
+    return [subject, Segment(text=f"is {rng.choice(unsaid)}" if unsaid else verb)]
 
 
 def _stuff_sentences(scene: Scene, rng: random.Random) -> Iterator[list[Segment]]:

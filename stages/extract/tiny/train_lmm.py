@@ -12,6 +12,8 @@ import json
 import math
 import platform
 import random
+import shlex
+import sys
 import time
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -35,6 +37,7 @@ from transformers import (
 
 from manifests.scenes.language import listing, narrative, question, shelf_listing, statements
 from manifests.scenes.world import make_scene
+from manifests.scenes.write import GENERATOR_VERSION
 from stages.extract.images import pad_to_square
 from stages.extract.lmm import file_sha256
 
@@ -52,11 +55,11 @@ class Config:
 
     out: Path
     """Folder for weights, tokenizer, processor and record."""
-    steps: int = 9000
+    steps: int = 6600
     """Optimiser steps."""
     batch: int = 16
     """Scenes a step."""
-    text_tokens: int = 84
+    text_tokens: int = 100
     """Tokens after the image, prompt and answer: padded or cut to this number, so that compiled code is reused."""
     lr: float = 2e-3
     """Peak learning rate: warm-up over 50 steps, constant, linear to zero over the last 40 %."""
@@ -288,8 +291,9 @@ def main(config: Config) -> None:
     groups = optimizers(model, config)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: rate(s, config.steps)) for o in groups]
     record: dict[str, Any] = {
-        "command": f"python -m stages.extract.tiny.train_lmm --seed {config.seed} --steps {config.steps}",
+        "command": shlex.join(["python", "-m", "stages.extract.tiny.train_lmm", *sys.argv[1:]]),
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
+        "generator_version": GENERATOR_VERSION,
         "parameters": parameters,
         "objective": "next-token cross entropy on the answer's tokens; no masks, boxes or coordinates",
         "scenes": f"split pretrain, indices 0 to {config.steps * config.batch - 1}",

@@ -1,7 +1,7 @@
 """What the words about a scene mean, written from their plain sense: no helper of `manifests.scenes.language`.
 
-A noun phrase is "the" + adjectives + a shape or "thing", then perhaps "that is" with more adjectives joined by "and",
-or a place: "on the left", "on the grass", "left of" + noun phrase.
+A noun phrase is "the" + adjectives + a shape or "thing", then perhaps "that is" with more adjectives joined by "and";
+or a place ("on the left", "on the grass", "left of" + noun phrase), then perhaps a comma and more adjectives.
 Positions are the centres of things, x to the right, y down.
 """
 
@@ -44,17 +44,24 @@ def standing_on(scene: Scene, index: int) -> str:
     return scene.stuff[int(np.bincount(behind).argmax())]
 
 
+def adjectives(text: str) -> list[str]:
+    """ "small and red" -> ["small", "red"]"""
+    found = text.split(" and ")
+    assert all(word in COLOURS | TEXTURES | SIZES for word in found), text
+    return found
+
+
 def denoted(scene: Scene, text: str) -> set[int]:
-    """All things that "the small red ring left of the star" is true of."""
+    """All things that "the small red ring left of the star , striped and red" is true of."""
     assert text.startswith("the "), text
+    text, comma, more = text.partition(" , ")
+    if comma:
+        return denoted(scene, text) & look_alikes(scene, adjectives(more))
     words = text.split()[1:]
     noun = next(i for i, word in enumerate(words) if word in SHAPES | {"thing"})
     found, rest = look_alikes(scene, words[: noun + 1]), words[noun + 1 :]
     if rest[:2] == ["that", "is"]:
-        rest = rest[2:]
-        if rest[0] in COLOURS | TEXTURES | SIZES:
-            assert rest[1::2] == ["and"] * (len(rest) // 2), text
-            return found & look_alikes(scene, rest[::2])
+        return found & look_alikes(scene, adjectives(" ".join(rest[2:])))
     if not rest:
         return found
     x = {i: scene.things[i].x for i in range(len(scene.things))}

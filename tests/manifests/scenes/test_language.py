@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from manifests.scenes.language import expressions, narrative
 from manifests.scenes.world import make_scene
-from tests.manifests.scenes.meaning import COLOURS, GROUNDS, NUMBERS, SHAPES, denoted, look_alikes, singular
+from tests.manifests.scenes.meaning import COLOURS, GROUNDS, NUMBERS, SHAPES, adjectives, denoted, look_alikes, singular
 
 SPLITS = ("pretrain", "train", "val", "testA", "testB", "narratives", "shifted")
 INDICES = st.tuples(st.sampled_from(SPLITS), st.integers(0, 999_999_999), st.integers(0, 2**32))
@@ -53,7 +53,10 @@ def test_narratives_ground_what_they_say(place: tuple[str, int, int]) -> None:
             assert words == ["the", scene.stuff[segment.stuff[0]]] and len(segment.stuff) == 1, where
             assert not segment.things and segment.noun
         elif segment.plural:
-            assert look_alikes(scene, [singular(w) for w in words[1:]]) == set(segment.things), where
+            looks, _, common = segment.text.partition(" that are ")
+            group = look_alikes(scene, [singular(w) for w in looks.split()[1:]])
+            assert group == set(segment.things), where
+            assert not common or group <= look_alikes(scene, adjectives(common)), where
             assert NUMBERS[words[0]] == len(segment.things) and segment.noun, where
         elif segment.things:
             assert denoted(scene, segment.text) == set(segment.things) and segment.noun, where
