@@ -9,9 +9,12 @@ pairs and a texture that no model has seen). Every choice (map, threshold) is ma
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
+import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +25,7 @@ import numpy as np
 import torch
 import tyro
 
+from cache.files import write_whole
 from cache.priors import Priors, SamplePriors
 from manifests.masks import decode
 from manifests.schema import Object, Sample
@@ -33,10 +37,11 @@ from stages.evaluate.png import summarise_png
 from stages.evaluate.res import summarise_res
 from stages.evaluate.results import ObjectResult
 from stages.evaluate.stage import run_head
+from stages.extract.lmm import file_sha256
 from stages.extract.presets import TINY
 from stages.train_head.data import as_box
 from stages.train_head.heads.base import crop_resize
-from stages.train_head.trainer import split_indices, train
+from stages.train_head.trainer import RECIPES, split_indices, train
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,7 +91,10 @@ ROWS: Final = {
     "zero_attention_no_text": "(b2) without the text prompt",
     "swapped_attention_no_text": "(b3) without the text prompt",
 }
-METRICS: Final = ("res_ciou", "res_miou", "png_all", "png_thing", "png_stuff", "shifted_res_ciou", "shifted_png_all")
+METRICS: Final = tuple(
+    f"{p}{m}" for p in ("", "shifted_") for m in ("res_ciou", "res_miou", "png_all", "png_thing", "png_stuff")
+)
+SHOWN: Final = (*METRICS[:6], "shifted_png_all")
 
 
 class Changed:
@@ -152,21 +160,29 @@ def held_out_indices(samples: Sequence[Sample]) -> list[int]:
     ]
 
 
-def run_one(job: tuple[str, int, dict[str, str], int | None, str]) -> str:
-    """Train and evaluate one condition with one seed; the result is a file, so that a killed benchmark goes on."""
+def run_one(job: tuple[str, int, dict[str, str], int | None, str]) -> tuple[str, int, dict[str, Any]]:
+    """Train and evaluate one condition with one seed: (condition, seed, numbers).
+
+    The result is a file, so that a killed benchmark goes on. Its name holds a digest of all that it depends on: the
+    cache as it is on disk, the condition and the recipe.
+    """
     name, seed, caches, epochs, out = job
-    path = Path(out) / f"{name}-{seed}.json"
-    if path.exists():
-        return name
-    torch.set_num_threads(1)
     which, change, options = CONDITIONS[name]
     priors = Changed(Priors.open(caches[which]), change)
+    torch.set_num_threads(1)
     head, recipe = build(replace(TrainHead(seed=seed, epochs=epochs), **options), priors.priors)
+    recipe = replace(recipe, validate=0)
+    cache = file_sha256(Path(caches[which]) / "cache.json")
+    key = hashlib.sha256(f"{cache} {change} {head.config} {recipe}".encode()).hexdigest()[:12]
+    path = Path(out) / f"{name}-{seed}-{key}.json"
+    if path.exists():
+        return name, seed, json.loads(path.read_text())
     start = time.perf_counter()
-    train(head, priors, replace(recipe, validate=0))
+    train(head, priors, recipe)
     seconds = time.perf_counter() - start
     outcome = run_head(head, priors, held_out_indices(priors.samples))
-    result: dict[str, Any] = numbers(outcome.referring, outcome.narrative) | {"seconds": round(seconds, 1)}
+    result: dict[str, Any] = numbers(outcome.referring, outcome.narrative)
+    result |= {"seconds": round(seconds, 1), "failed_samples": len(outcome.failures)}
     if name == "trained":
         words = [w for w, s in _with_samples(outcome.words, priors.samples) if s.dataset.startswith("scenes")]
         texts = [words_of(s.pieces) for s in priors.samples if s.split == "train" and s.task == "narrative"]
@@ -178,8 +194,8 @@ def run_one(job: tuple[str, int, dict[str, str], int | None, str]) -> str:
         for key, row in rows.items():
             assert row is not None
             result[f"keyword_{key}"] = {"word": _f1(row.word), "phrase": _f1(row.phrase)}
-    path.write_text(json.dumps(result) + "\n")
-    return name
+    write_whole(path, (json.dumps(result) + "\n").encode(), path.parent)
+    return name, seed, result
 
 
 def _f1(score: Any) -> float:
@@ -199,6 +215,8 @@ def best_map(priors: Priors) -> dict[str, Any]:
         choice = [i for i in split_indices(priors, split) if priors.samples[i].task == task][:120]
         sums = np.zeros((priors.channels, len(thresholds), 2))
         for maps, truth, _ in _maps(priors, choice):
+            if maps is None:
+                continue
             for t, threshold in enumerate(thresholds):
                 mask = maps > threshold
                 sums[:, t, 0] += (mask & truth).sum((-1, -2))
@@ -210,7 +228,8 @@ def best_map(priors: Priors) -> dict[str, Any]:
         sample = priors.samples[index]
         channel, threshold = chosen[sample.task]
         for maps, truth, described in _maps(priors, [index]):
-            mask = maps[channel] > threshold
+            # a failed sample has no maps and is a miss, as it is for the heads
+            mask = maps[channel] > threshold if maps is not None else np.zeros_like(truth)
             both, either = int((mask & truth).sum()), int((mask | truth).sum())
             results[sample.task].append(
                 ObjectResult(
@@ -226,34 +245,43 @@ def best_map(priors: Priors) -> dict[str, Any]:
                     union=either,
                     coarse_intersection=both,
                     coarse_union=either,
+                    failed=maps is None,
                 )
             )
     return numbers(results["referring"], results["narrative"]) | {"chosen": chosen}
 
 
-def _maps(priors: Priors, indices: Sequence[int]) -> Iterator[tuple[np.ndarray, np.ndarray, Object]]:
-    """(maps [C, height, width] of an object at the image's size, mean 1 over the square; its mask; the object)."""
+def _maps(priors: Priors, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, np.ndarray, Object]]:
+    """(maps [C, height, width] at the image's size, mean 1 over the LMM's square, or None; its mask; the object)."""
     for index in indices:
         item, sample = priors.read(index), priors.samples[index]
-        if item is None:
-            continue
         for k, described in enumerate(sample.objects):
-            maps = torch.from_numpy(item.attention[k].astype(np.float32))
-            yield (
-                crop_resize(maps, as_box(item.box), (sample.height, sample.width)).numpy(),
-                decode(described.mask),
-                described,
-            )
+            maps = None
+            if item is not None:
+                square = torch.from_numpy(item.attention[k].astype(np.float32))
+                maps = crop_resize(square, as_box(item.box), (sample.height, sample.width)).numpy()
+            yield maps, decode(described.mask), described
 
 
-def random_lmm(folder: Path) -> Path:
-    """The embedded LMM's architecture, tokenizer and processor with all weights random (seed 0)."""
+def random_lmm(out: Path) -> Path:
+    """The embedded LMM's architecture, tokenizer and processor with all weights random (seed 0).
+
+    The folder's name is a digest of these, and it appears whole or not at all: trained weights are never in it.
+    """
     from transformers import AutoConfig, LlavaForConditionalGeneration
 
-    if not (folder / "model.safetensors").exists():
-        shutil.copytree(TINY / "lmm", folder, dirs_exist_ok=True)
-        torch.manual_seed(0)
-        LlavaForConditionalGeneration(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    same = [path for path in sorted((TINY / "lmm").glob("*.json")) if path.name != "training.json"]
+    digest = hashlib.sha256("".join(file_sha256(path) for path in same).encode()).hexdigest()
+    folder = out / f"random_lmm-{digest[:8]}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=out) as scratch:
+            made = Path(scratch) / "lmm"
+            made.mkdir()
+            for path in same:
+                shutil.copy(path, made)
+            torch.manual_seed(0)
+            LlavaForConditionalGeneration(AutoConfig.from_pretrained(made)).save_pretrained(made)
+            made.rename(folder)
     return folder
 
 
@@ -262,7 +290,8 @@ def extract(config: Config) -> dict[str, str]:
     common = ["--limit", "24"] if config.quick else []
     cache = config.out / "cache" if config.quick else config.cache
     _command(["extract", "--cache", str(cache), *common])
-    lmm, random_cache = random_lmm(config.out / "random_lmm"), config.out / "random_cache"
+    lmm = random_lmm(config.out)
+    random_cache = config.out / lmm.name.replace("lmm", "cache")
     images = ["--images", str(cache / "images"), "--sam", "tiny"]
     _command(["extract", "--lmm", str(lmm), "--cache", str(random_cache), *images, *common])
     return {"trained": str(cache), "random": str(random_cache)}
@@ -279,13 +308,12 @@ def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     caches = extract(config)
     jobs = [(n, seed, caches, config.epochs, str(config.out)) for seed in range(config.seeds) for n in CONDITIONS]
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     with multiprocessing.get_context("spawn").Pool(config.processes) as pool:
-        for done, name in enumerate(pool.imap_unordered(run_one, jobs), start=1):
-            print(f"{done}/{len(jobs)} {name}", flush=True)
-    runs = {
-        name: [json.loads((config.out / f"{name}-{seed}.json").read_text()) for seed in range(config.seeds)]
-        for name in CONDITIONS
-    }
+        for name, seed, result in pool.imap_unordered(run_one, jobs):
+            found[name, seed] = result
+            print(f"{len(found)}/{len(jobs)} {name}, seed {seed}: RES cIoU {100 * result['res_ciou']:.1f}", flush=True)
+    runs = {name: [found[name, seed] for seed in range(config.seeds)] for name in CONDITIONS}
     single = best_map(Priors.open(caches["trained"]))
     show(config, runs | {"best_map": [single], "mask_box_text": runs["trained"]}, single["chosen"])
 
@@ -295,9 +323,9 @@ def show(config: Config, runs: dict[str, list[dict[str, Any]]], chosen: dict[str
     result: dict[str, Any] = {
         metric: {name: summary([run[metric] for run in done]) for name, done in runs.items()} for metric in METRICS
     }
-    print(f"\n{'percent, mean over seeds (max - min)':<60}" + "".join(f"{m:>18}" for m in METRICS))
+    print(f"\n{'percent, mean over seeds (max - min)':<60}" + "".join(f"{m:>18}" for m in SHOWN))
     for name, title in ROWS.items():
-        cells = (result[m][name] for m in METRICS)
+        cells = (result[m][name] for m in SHOWN)
         print(f"{title:<60}" + "".join(f"{100 * c['mean']:>11.1f} ({100 * c['spread']:3.1f})" for c in cells))
     keyword = {
         level: {
@@ -320,6 +348,10 @@ def show(config: Config, runs: dict[str, list[dict[str, Any]]], chosen: dict[str
         "keyword_f1": keyword["word"],
         "keyword_f1_phrase": keyword["phrase"],
         "claim": claim,
+        "failed_samples": runs["trained"][0]["failed_samples"],
+        "recipe": {"seeds": config.seeds, "epochs": config.epochs or RECIPES["demo"].epochs},
+        "hardware": f"{platform.machine()}, {multiprocessing.cpu_count()} CPU cores, torch {torch.__version__}",
+        "date": time.strftime("%Y-%m-%d"),
         "quality_claim": not config.quick,
     }
     (config.out / "controls.json").write_text(json.dumps(result, indent=1) + "\n")

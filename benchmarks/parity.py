@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,17 @@ def inputs_of(lmm: FrozenLMM, tokeniser: Tokeniser, count: int) -> list[LMMInput
     return found
 
 
+@contextmanager
+def kept_output(module: torch.nn.Module) -> Iterator[list[Any]]:
+    """The outputs of a module's forward passes inside the block."""
+    outputs: list[Any] = []
+    handle = module.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
 @torch.no_grad()
 def compare(lmm: FrozenLMM, batches: list[list[LMMInput]]) -> dict[str, Any]:
     """Largest absolute differences to eager attention, and whether the logits are plain sdpa's, bit for bit."""
@@ -90,7 +103,9 @@ def compare(lmm: FrozenLMM, batches: list[list[LMMInput]]) -> dict[str, Any]:
     equal = True
     for batch in batches:
         inputs, rows = lmm.collate(batch, max(len(s.prompt_ids) + len(s.answer_ids) for s in batch))
-        captured = lmm.capture.run(inputs, rows)
+        with kept_output(lmm.capture.decoder) as outputs:
+            captured = lmm.capture.run(inputs, rows)
+        logits = lmm.model.lm_head(outputs[0].last_hidden_state)  # of the very pass that captured
         truth = eager.model(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
         objects = tokens = 0
         for b, sample in enumerate(rows):
@@ -102,7 +117,7 @@ def compare(lmm: FrozenLMM, batches: list[list[LMMInput]]) -> dict[str, Any]:
                     states = torch.stack([states[b, position] for states in truth.hidden_states[1:]])
                     hidden = max(hidden, (captured.hidden[tokens] - states).abs().max().item())
                     tokens += 1
-        equal = equal and torch.equal(lmm.model(**inputs).logits, plain(**inputs).logits)
+        equal = equal and torch.equal(logits, plain(**inputs).logits)
     return {"attention": attention, "hidden": hidden, "logits": equal}
 
 
@@ -117,7 +132,7 @@ def cached_against_live(lmm: FrozenLMM, tokeniser: Tokeniser) -> dict[str, Any]:
         if code := run_pipeline(["extract", "--data-root", str(root), "--cache", str(cache), "--local"]):
             raise SystemExit(code)
         priors = Priors.open(cache)
-        worst = {"attention": 0.0, "hidden": 0.0}
+        worst = {"attention": 0.0, "hidden": 0.0, "answer_hidden": 0.0}
         within = True
         for index, sample in enumerate(priors.samples):
             item = priors.read(index)
@@ -137,6 +152,7 @@ def cached_against_live(lmm: FrozenLMM, tokeniser: Tokeniser) -> dict[str, Any]:
             pairs = {
                 "attention": (restore_maps(item.attention, item.attention_mass), live.attention.numpy()),
                 "hidden": (item.hidden, live.hidden.numpy()),
+                "answer_hidden": (item.answer_hidden, live.answer_hidden.numpy()),
             }
             for name, (cached, fresh) in pairs.items():
                 fresh = fresh.reshape(cached.shape)
@@ -165,6 +181,7 @@ def main(config: Config) -> None:
         "cached_equals_live": cached["equal"],
         "cached_attention_max_abs_diff": cached["attention"],
         "cached_hidden_max_abs_diff": cached["hidden"],
+        "cached_answer_hidden_max_abs_diff": cached["answer_hidden"],
         "samples": count,
         "quality_claim": not config.quick,
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from benchmarks.parity import inputs_of
+from benchmarks.parity import inputs_of, kept_output
 from manifests.errors import ModelError
 from manifests.schema import DEFAULT_PROMPT, Piece, Sample
 from stages.extract.attention import AttentionCapture, WordRows
@@ -122,12 +122,15 @@ def test_batch_of_four_equals_single_samples(tiny: FrozenLMM) -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 def test_logits_are_bit_equal_to_plain_sdpa(tiny: FrozenLMM, batch: int) -> None:
     inputs, rows = tiny.collate(samples(batch, tiny), 300)
-    tiny.capture.run(inputs, rows)
+    with kept_output(tiny.capture.decoder) as outputs:
+        tiny.capture.run(inputs, rows)
     plain = LlavaForConditionalGeneration.from_pretrained(
         tiny.preset.source, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     with torch.no_grad():
-        assert torch.equal(tiny.model(**inputs).logits, plain(**inputs).logits)
+        expected = plain(**inputs).logits
+        assert torch.equal(tiny.model.lm_head(outputs[0].last_hidden_state), expected)  # of the pass that captured
+        assert torch.equal(tiny.model(**inputs).logits, expected)  # and of one after it
 
 
 def test_weights_stay_frozen(tiny: FrozenLMM) -> None:
