@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import platform
 import random
+import shlex
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from segment_anything.modeling import Sam
 from torch.utils.data import DataLoader, IterableDataset
 
 from manifests.scenes.world import make_scene
+from manifests.scenes.write import GENERATOR_VERSION
 from stages.extract.lmm import file_sha256
 from stages.extract.sam import SAM_PRESETS, build_sam, preprocess_sam, save_sam
 
@@ -171,15 +174,16 @@ def main(config: Config) -> None:
         optimizer, lambda s: min(1.0, (s + 1) / 100, (config.steps - s) / (0.4 * config.steps))
     )
     record: dict[str, Any] = {
-        "command": f"python -m stages.extract.tiny.train_sam --seed {config.seed} --steps {config.steps}",
+        "command": shlex.join(["python", "-m", "stages.extract.tiny.train_sam", *sys.argv[1:]]),
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
+        "generator_version": GENERATOR_VERSION,
         "parameters": sum(p.numel() for p in sam.parameters()),
         "objective": "BCE + DICE of class-agnostic masks, prompted by boxes and corrupted masks; no text",
         "scenes": f"split pretrain, indices 0 to {config.steps * config.batch - 1}",
         "hardware": f"{platform.machine()} CPU, {config.threads} thread(s), torch {torch.__version__}",
         "held_out_miou": [],
     }
-    start, running = time.time(), 0.0
+    start, running, mean_loss = time.time(), 0.0, 0.0
     for step in range(config.steps):
         batch = next(loader)
         kinds = [rng.choice(("box", "mask", "box+mask", "box+mask")) for _ in range(config.batch)]
@@ -190,6 +194,7 @@ def main(config: Config) -> None:
         optimizer.step()
         schedule.step()
         running = 0.98 * running + 0.02 * iou.item() if step else iou.item()
+        mean_loss = 0.98 * mean_loss + 0.02 * loss.item() if step else loss.item()
         last = step == config.steps - 1
         if step % 50 == 0 or last:
             print(f"step {step:5d}  IoU {running:.3f}  {(time.time() - start) / (step + 1):.2f} s/step", flush=True)
@@ -200,7 +205,7 @@ def main(config: Config) -> None:
                     for kind in ("box", "mask", "box+mask")
                 }
             print(f"step {step:5d}  held-out mIoU {held}", flush=True)
-            record["held_out_miou"].append({"step": step + 1, **held})
+            record["held_out_miou"].append({"step": step + 1, "train_loss": round(mean_loss, 4), **held})
             record["minutes"] = round((time.time() - start) / 60, 1)
             save_sam(sam, CONFIG, config.out)
             record["sha256"] = file_sha256(config.out / "model.safetensors")
