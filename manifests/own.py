@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from manifests.errors import DatasetError
-from manifests.masks import Rle, encode, from_segmentation
+from manifests.masks import Rle, empty, encode, from_segmentation
 from manifests.schema import Object, Piece, Sample, Task, leaves_root
 
 FILE: Final = "samples.jsonl"
@@ -31,8 +31,9 @@ _BROKEN_IMAGE: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBom
 
 
 def read_own(root: str | Path) -> list[Sample]:
-    """All samples of `samples.jsonl`, masks read. Raises DatasetError with line number, fault and cure for a bad line.
+    """All samples of `samples.jsonl`, masks read. A photo or mask that can not be used is its sample's `error`.
 
+    Raises DatasetError with line number, fault and cure for a line that is not of the format.
     Paths that leave the root, also through a symbolic link, are refused: a line may come from someone else.
     """
     root = Path(root)
@@ -55,31 +56,41 @@ def read_own(root: str | Path) -> list[Sample]:
 
 
 def _sample(root: Path, line: str, number: int) -> Sample:
-    """The sample of one line. Raises ValueError with fault and cure."""
+    """The sample of one line. Raises DatasetError with fault and cure where the line is not of the format.
+
+    What is wrong with the photo or a mask it names is a plain ValueError below, and here the sample's `error`.
+    """
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"not JSON ({error}): write one object {{…}} per line") from None
+        raise DatasetError(f"not JSON ({error}): write one object {{…}} per line") from None
     _check(row, _LINE_KEYS, ("image", "pieces"), "the line")
     task, split = row.get("task", "referring"), row.get("split", "test")
     if task not in get_args(Task):
-        raise ValueError(f"task {task!r} is unknown: use one of {', '.join(get_args(Task))}")
-    if not split.strip() or not row["pieces"]:
-        raise ValueError("split and pieces must not be empty")
-    width, height = _image_size(_inside(root, row["image"]), row["image"])
+        raise DatasetError(f"task {task!r} is unknown: use one of {', '.join(get_args(Task))}")
+    if not split.strip():
+        raise DatasetError("split must not be empty: name it, or leave it out")
+    photo, faults = _inside(root, row["image"]), []
+    try:
+        width, height = _image_size(photo, row["image"])
+    except ValueError as fault:
+        width, height = 1, 1  # the size is not known; the smallest that a mask can have
+        faults.append(str(fault))
     sample_id = f"own/{split}/{number}"
     pieces: list[Piece] = []
     objects: list[Object] = []
     for k, piece in enumerate(row["pieces"]):
         try:
             _check(piece, _PIECE_KEYS, ("text",), "it")
-            grounded = piece.get("mask") is not None
-            pieces.append(Piece(text=piece["text"], object=len(objects) if grounded else None))
-            if grounded:
-                mask = _mask(root, piece["mask"], height, width)
-                objects.append(_object(piece, mask, f"{sample_id}/{k}"))
-        except ValueError as error:
-            raise ValueError(f"piece {k}: {error}") from None
+            mask = None if piece.get("mask") is None else _mask(root, piece["mask"], height, width)
+        except DatasetError as error:
+            raise DatasetError(f"piece {k}: {error}") from None
+        except ValueError as fault:
+            faults.append(f"piece {k}: {fault}")
+            mask = empty(height, width)
+        pieces.append(Piece(text=piece["text"], object=None if mask is None else len(objects)))
+        if mask is not None:
+            objects.append(_object(piece, mask, f"{sample_id}/{k}"))
     return Sample(
         sample_id=sample_id,
         dataset="own",
@@ -91,6 +102,7 @@ def _sample(root: Path, line: str, number: int) -> Sample:
         width=width,
         pieces=tuple(pieces),
         objects=tuple(objects),
+        error=f"{FILE}, line {number}: {faults[0]}" if faults else None,
     )
 
 
@@ -109,18 +121,23 @@ def _object(piece: dict[str, Any], mask: Rle, object_id: str) -> Object:
 def _mask(root: Path, given: str | dict[str, Any], height: int, width: int) -> Rle:
     if isinstance(given, str):
         return _mask_file(_inside(root, given), given, height, width)
-    if list(given) == ["rle"]:
-        if not isinstance(given["rle"], dict):
-            raise ValueError("a mask's rle is {size, counts}")
-        rle = from_segmentation(given["rle"], height, width)
-        if rle["size"] != [height, width]:
-            raise ValueError(f"the rle is {rle['size']}, the photo [{height}, {width}]: give it at the photo's size")
-        return rle
-    if list(given) == ["polygon"]:
-        points = given["polygon"]
-        nested = isinstance(points, list) and points and isinstance(points[0], list)
-        return from_segmentation(points if nested else [points], height, width)
-    raise ValueError(f"a mask is a png's path, {{'rle': …}} or {{'polygon': …}}, not an object with {list(given)}")
+    if list(given) not in (["rle"], ["polygon"]):
+        raise DatasetError(
+            f"a mask is a png's path, {{'rle': …}} or {{'polygon': …}}, not an object with {list(given)}"
+        )
+    ((kind, segmentation),) = given.items()
+    if kind == "rle" and not isinstance(segmentation, dict):
+        raise DatasetError("a mask's rle is {size, counts}")
+    if kind == "polygon":
+        nested = isinstance(segmentation, list) and segmentation and isinstance(segmentation[0], list)
+        segmentation = segmentation if nested else [segmentation]
+    try:
+        rle = from_segmentation(segmentation, height, width)
+    except ValueError as error:
+        raise ValueError(f"its {kind} is broken ({error}): correct it") from None
+    if rle["size"] != [height, width]:
+        raise ValueError(f"the rle is {rle['size']}, the photo [{height}, {width}]: give it at the photo's size")
+    return rle
 
 
 def _mask_file(path: Path, name: str, height: int, width: int) -> Rle:
@@ -129,8 +146,8 @@ def _mask_file(path: Path, name: str, height: int, width: int) -> Rle:
             pixels, bands = np.asarray(image), image.getbands()
     except FileNotFoundError:
         raise ValueError(f"mask {name!r} is missing: put it there or correct the path") from None
-    except _BROKEN_IMAGE as error:
-        raise ValueError(f"mask {name!r} can not be decoded ({error}): save it again as png") from None
+    except _BROKEN_IMAGE:  # whose text names the data root, which is another on every machine
+        raise ValueError(f"mask {name!r} can not be decoded: save it again as png") from None
     if pixels.shape[:2] != (height, width):
         raise ValueError(
             f"mask {name!r} is {pixels.shape[1]}x{pixels.shape[0]} pixels, the photo {width}x{height} as stored (a "
@@ -147,25 +164,27 @@ def _image_size(path: Path, name: str) -> tuple[int, int]:
             return image.size
     except FileNotFoundError:
         raise ValueError(f"image {name!r} is missing: put it there or correct the path") from None
-    except _BROKEN_IMAGE as error:
-        raise ValueError(f"image {name!r} can not be decoded ({error}): replace the file") from None
+    except _BROKEN_IMAGE:
+        raise ValueError(f"image {name!r} can not be decoded: replace the file") from None
 
 
 def _inside(root: Path, name: str) -> Path:
-    """The file's path. Raises ValueError where it is not under the root, links resolved."""
+    """The file's path. Raises DatasetError where it is not under the root, links resolved."""
     if leaves_root(name) or not (root / name).resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"path {name!r} leaves the data root: copy the file into it and give the path relative to it")
+        raise DatasetError(
+            f"path {name!r} leaves the data root: copy the file into it and give the path relative to it"
+        )
     return root / name
 
 
 def _check(row: Any, known: dict[str, Any], needed: tuple[str, ...], what: str) -> None:
     if not isinstance(row, dict):
-        raise ValueError(f"{what} is not a JSON object: it needs {', '.join(needed)}")
+        raise DatasetError(f"{what} is not a JSON object: it needs {', '.join(needed)}")
     if missing := [key for key in needed if key not in row]:
-        raise ValueError(f"{what} lacks {', '.join(missing)}: add it")
+        raise DatasetError(f"{what} lacks {', '.join(missing)}: add it")
     if unknown := [key for key in row if key not in known]:
-        raise ValueError(f"{what} has an unknown key {', '.join(unknown)}: known are {', '.join(known)}")
+        raise DatasetError(f"{what} has an unknown key {', '.join(unknown)}: known are {', '.join(known)}")
     if wrong := [key for key, value in row.items() if not isinstance(value, known[key])]:
-        raise ValueError(
+        raise DatasetError(
             f"{what} has a value of the wrong type under {', '.join(wrong)}: see the docs of samples.jsonl"
         )

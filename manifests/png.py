@@ -17,7 +17,7 @@ from PIL import Image
 
 from manifests.errors import DatasetError
 from manifests.files import check_record, read_json, records
-from manifests.masks import empty, encode
+from manifests.masks import encode
 from manifests.schema import Object, Piece, Sample
 
 SOURCE: Final = (
@@ -43,10 +43,11 @@ def read_png(
     narratives, panoptic (json) and panoptic_dir (pngs): relative to `root`, or absolute; image_dir: relative to it.
     None: the place in the official layout, see `SOURCE`.
 
-    A plural phrase counts as thing, as PNG's metric does; else the first segment's category decides. A segment that the
-    json or the png does not have, a png that is missing or broken: no pixels, so that `schema.problem` reports it.
-    Files are read and checked here, pngs while iterating. Raises DatasetError for an unknown split, a missing json or
-    png folder, a broken record and a narrative on an image that the panoptic json does not have.
+    A phrase is plural where the file says so; it then counts as thing, as PNG's metric does; else the first segment's
+    category decides. A segment that the json or the png does not have: no pixels, so that `schema.problem` reports it.
+    A png that is missing, broken or of another size: the `error` of its samples. Files are read and checked here, pngs
+    while iterating. Raises DatasetError for an unknown split, a missing json or png folder, a record of another format
+    and a narrative on an image that the panoptic json does not have.
     """
     if split not in SPLITS:
         raise DatasetError(f"PNG has no split {split!r}; it has {', '.join(SPLITS)}")
@@ -122,7 +123,8 @@ def _samples(
         image = truth.images[int(row["image_id"])]
         sample_id = f"{dataset}/{split}/{image['id']}-{told[image['id']]}"
         told[image["id"]] += 1
-        pieces, objects = _ground(row["segments"], image, truth, sample_id)
+        ids, error = _pixels(image, truth)
+        pieces, objects = _ground(row["segments"], ids, truth.segments.get(image["id"], {}), sample_id)
         yield Sample(
             sample_id=sample_id,
             dataset=dataset,
@@ -134,15 +136,31 @@ def _samples(
             width=image["width"],
             pieces=pieces,
             objects=objects,
+            error=error,
         )
 
 
-def _ground(
-    utterances: list[dict[str, Any]], image: dict[str, Any], truth: _Panoptic, sample_id: str
-) -> tuple[tuple[Piece, ...], tuple[Object, ...]]:
-    known = truth.segments.get(image["id"], {})
+def _pixels(image: dict[str, Any], truth: _Panoptic) -> tuple[np.ndarray, str | None]:
+    """int64 [height, width], the segment id of each pixel; where they can not be had, -1 everywhere and the reason."""
+    size = (image["height"], image["width"])
     path = truth.files.get(image["id"])
-    ids = panoptic_ids(path) if path else None
+    if path is None:
+        return np.full(size, -1), f"image {image['id']} has no annotation in the panoptic json: download it again"
+    ids, name = panoptic_ids(path), f"{path.parent.name}/{path.name}"
+    if ids is None:
+        return np.full(size, -1), f"{name} is missing or can not be decoded: download it again"
+    if ids.shape != size:
+        found, told = ("x".join(map(str, shape)) for shape in (ids.shape, size))
+        return np.full(size, -1), (
+            f"{name} is {found} pixels (height x width), the panoptic json says {told}: download both again"
+        )
+    return ids, None
+
+
+def _ground(
+    utterances: list[dict[str, Any]], ids: np.ndarray, known: dict[int, dict[str, Any]], sample_id: str
+) -> tuple[tuple[Piece, ...], tuple[Object, ...]]:
+    """ids: int64 [height, width], the segment id of each pixel.  known: the image's segments -> category."""
     pieces: list[Piece] = []
     objects: list[Object] = []
     for number, record in enumerate(utterances):
@@ -152,12 +170,11 @@ def _ground(
             continue
         found = [i for i in named if i in known]
         category: dict[str, Any] = known[found[0]] if found else {"name": "", "isthing": 0}
-        plural = bool(record.get("plural")) or len(named) > 1
-        mask = empty(image["height"], image["width"]) if ids is None else encode(np.isin(ids, found))
+        plural = bool(record.get("plural", len(named) > 1))
         objects.append(
             Object(
                 object_id=f"{sample_id}/{number}",
-                mask=mask,
+                mask=encode(np.isin(ids, found)),
                 is_thing=plural or bool(category["isthing"]),
                 plural=plural,
                 category=category["name"],

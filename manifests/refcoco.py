@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, get_args
 
 from manifests.errors import DatasetError
 from manifests.files import check_record, read_json, records
-from manifests.masks import Rle, from_segmentation
+from manifests.masks import Rle, empty, from_segmentation
 from manifests.pickles import load_plain
 from manifests.schema import Object, Piece, Sample
 
@@ -72,8 +72,9 @@ def read_refcoco(
     dataset: refcoco | refcoco+ | refcocog.  split_by: see `SPLIT_BYS`.  image_dir: relative to `root`.
     annotation_dir: holds <dataset>/instances.json; relative to `root`, or absolute.  dataset_name: `Sample.dataset`.
 
-    Files are read and checked here, masks are made while iterating. Raises DatasetError for a missing file, an unknown
-    split, a broken record and a ref whose annotation or image `instances.json` does not have.
+    Files are read and checked here, masks are made while iterating. A broken mask is its sample's `error`. Raises
+    DatasetError for a missing file, an unknown split, a record of another format and a ref whose annotation or image
+    `instances.json` does not have.
     """
     if sentences not in get_args(Sentences) or context not in get_args(Context):
         raise DatasetError(f"sentences is first or all, context joined or alone; got {sentences!r} and {context!r}")
@@ -90,14 +91,18 @@ def read_refcoco(
 def _samples(groups: list[list[_Ref]], naming: _Naming, context: Context, sentences: Sentences) -> Iterator[Sample]:
     """One sample per group of refs of one image and number of sentence."""
     for group in groups:
-        objects = [_object(ref, naming) for ref in group]
+        masks = [_mask(ref, naming) for ref in group]
+        objects = [_object(ref, mask, naming) for ref, (mask, _) in zip(group, masks, strict=True)]
+        error = next((fault for _, fault in masks if fault), None)
         rounds = max(1, *(len(ref.sentences) for ref in group)) if sentences == "all" else 1
         key = f"{group[0].image['id']}-joined" if context == "joined" else f"ref{group[0].ref_id}"
         for k in range(rounds):
-            yield _sample(f"{key}-{k}", group, objects, k, naming)
+            yield _sample(f"{key}-{k}", group, objects, error, k, naming)
 
 
-def _sample(key: str, refs: list[_Ref], objects: list[dict[str, Any]], k: int, naming: _Naming) -> Sample:
+def _sample(
+    key: str, refs: list[_Ref], objects: list[dict[str, Any]], error: str | None, k: int, naming: _Naming
+) -> Sample:
     image = refs[0].image
     texts = [ref.sentence(k) for ref in refs]
     return Sample(
@@ -111,25 +116,30 @@ def _sample(key: str, refs: list[_Ref], objects: list[dict[str, Any]], k: int, n
         width=image["width"],
         pieces=tuple(piece for i, text in enumerate(texts) for piece in (Piece(text=text, object=i), Piece(text="."))),
         objects=tuple(Object(**known, phrase=text) for known, text in zip(objects, texts, strict=True)),
+        error=error,
     )
 
 
-def _object(ref: _Ref, naming: _Naming) -> dict[str, Any]:
+def _object(ref: _Ref, mask: Rle, naming: _Naming) -> dict[str, Any]:
     """All fields of a ref's object but the phrase, which differs between samples."""
     return {
         "object_id": f"{naming.dataset}-{naming.split_by}/ref{ref.ref_id}",
-        "mask": _mask(ref),
+        "mask": mask,
         "is_thing": True,
         "plural": False,
         "category": ref.category,
     }
 
 
-def _mask(ref: _Ref) -> Rle:
+def _mask(ref: _Ref, naming: _Naming) -> tuple[Rle, str | None]:
+    """The mask; where it is broken, one without pixels and what is wrong."""
+    height, width = ref.image["height"], ref.image["width"]
     try:
-        return from_segmentation(ref.annotation["segmentation"], ref.image["height"], ref.image["width"])
+        return from_segmentation(ref.annotation.get("segmentation"), height, width), None
     except ValueError as error:
-        raise DatasetError(f"ref {ref.ref_id}: annotation {ref.annotation['id']} has a broken mask: {error}") from None
+        where = f"{naming.dataset}-{naming.split_by}/ref{ref.ref_id}: annotation {ref.annotation['id']}"
+        cure = "correct it in instances.json, or download the file again"
+        return empty(height, width), f"{where} has a broken mask ({error}): {cure}"
 
 
 def _by_image(refs: list[_Ref]) -> list[list[_Ref]]:
@@ -171,14 +181,16 @@ def _ref(row: dict[str, Any], tables: dict[str, dict[int, dict[str, Any]]], refs
     annotation = tables["annotations"].get(row["ann_id"])
     image = tables["images"].get(row["image_id"])
     where = f"{refs}: ref {row['ref_id']}"
-    if annotation is None or "segmentation" not in annotation:
-        raise DatasetError(f"{where} names annotation {row['ann_id']}, {instances} has none with a mask: {SOURCE}")
+    if annotation is None:
+        raise DatasetError(f"{where} names annotation {row['ann_id']}, which {instances} does not have: {SOURCE}")
     if image is None or annotation["image_id"] != row["image_id"]:
         raise DatasetError(
             f"{where} names image {row['image_id']}, {instances} "
             + ("does not have it" if image is None else f"has its annotation on image {annotation['image_id']}")
             + f": {SOURCE}"
         )
+    if min(image["height"], image["width"]) < 1:  # no mask fits, not even one without pixels
+        raise DatasetError(f"{instances}: image {image['id']} is {image['height']}x{image['width']} pixels: {SOURCE}")
     return _Ref(
         ref_id=row["ref_id"],
         sentences=tuple(sentence["sent"].strip().lower() for sentence in row["sentences"]),

@@ -23,7 +23,7 @@ from manifests.errors import DatasetError
 from manifests.masks import Rle, area
 
 DEFAULT_PROMPT: Final = "Please give me a description of the image."
-MANIFEST_VERSION: Final = 1
+MANIFEST_VERSION: Final = 2
 Task = Literal["referring", "narrative"]
 
 _MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
@@ -41,7 +41,7 @@ _OBJECT = pa.struct(
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("sample_id", "dataset", "split", "task", "image_id", "image_path")]
     + [("height", pa.int32()), ("width", pa.int32()), ("prompt", pa.string())]
-    + [("pieces", pa.list_(_PIECE)), ("objects", pa.list_(_OBJECT))]
+    + [("pieces", pa.list_(_PIECE)), ("objects", pa.list_(_OBJECT)), ("error", pa.string())]
 )
 
 
@@ -75,6 +75,8 @@ class Sample:
 
     image_path: relative to the data root, "/" between parts; DatasetError where it would leave the root.
     height, width: pixels of the image file, the frame of all masks.  prompt: the question asked before the answer.
+    error: what the reader found wrong with this record; no absolute paths, a manifest is the same on every machine. Its
+    objects are there all the same, without pixels where a mask can not be had: the metrics count them as misses.
     """
 
     sample_id: str
@@ -88,6 +90,7 @@ class Sample:
     prompt: str = DEFAULT_PROMPT
     pieces: tuple[Piece, ...]
     objects: tuple[Object, ...]
+    error: str | None = None
 
     def __post_init__(self) -> None:
         if leaves_root(self.image_path):
@@ -104,31 +107,37 @@ def leaves_root(path: str) -> bool:
 
 
 def problem(sample: Sample) -> str | None:
-    """Why a sample can not be used, in words for the user; None if it can."""
+    """Why a sample can not be used, in words for the user: what, where and the cure; None if it can."""
+    if sample.error is not None:
+        return sample.error
     spoken: set[int] = set()
     for piece in sample.pieces:
         if piece.object is None:
             continue
         if not 0 <= piece.object < len(sample.objects):
-            return f"the text {piece.text!r} belongs to object {piece.object}, there are {len(sample.objects)}"
+            return (
+                f"sample {sample.sample_id}: the text {piece.text!r} belongs to object {piece.object}, there are "
+                f"{len(sample.objects)}, counted from 0: correct the index"
+            )
         if not piece.text.strip():
-            return f"object {sample.objects[piece.object].object_id} has an empty text"
+            return f"object {sample.objects[piece.object].object_id} has an empty text: give it words, or remove it"
         spoken.add(piece.object)
     if not sample.objects:
-        return "no object to ground"
+        return f"sample {sample.sample_id} has no object to ground: give a piece of its text a mask, or remove it"
     for index, item in enumerate(sample.objects):
         if index not in spoken:
-            return f"no text speaks of object {item.object_id}"
+            return f"no text speaks of object {item.object_id}: give it a piece of the text, or remove it"
         if list(item.mask["size"]) != [sample.height, sample.width]:
             return (
-                f"the mask of object {item.object_id} is {item.mask['size']}, the image {[sample.height, sample.width]}"
+                f"the mask of object {item.object_id} is {'x'.join(map(str, item.mask['size']))} pixels (height x "
+                f"width), its image {sample.height}x{sample.width}: give the mask at the image's size"
             )
         try:
             pixels = area(item.mask)
         except ValueError as error:
-            return f"the mask of object {item.object_id} can not be decoded: {error}"
+            return f"the mask of object {item.object_id} can not be decoded ({error}): correct its annotation"
         if pixels == 0:
-            return f"the mask of object {item.object_id} has no pixels"
+            return f"the mask of object {item.object_id} has no pixels: correct its annotation, or remove it"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from PIL import Image
 
 from manifests.errors import DatasetError
-from manifests.masks import decode, encode
+from manifests.masks import area, decode, encode
 from manifests.own import read_own
-from manifests.schema import Piece, problem
+from manifests.schema import Piece, problem, read_manifest, write_manifest
 
 MASK = np.zeros((6, 8), bool)
 MASK[1:4, 2:7] = True
@@ -135,19 +136,8 @@ SMALL = encode(np.ones((2, 2), bool))
         (line(colour=1), "the line has an unknown key colour: known are image, pieces, task, split"),
         (line(task=3), "wrong type under task"),
         (line(task="poem"), "task 'poem' is unknown: use one of referring, narrative"),
-        (line(split=" "), "split and pieces must not be empty"),
-        ({"image": "a.jpg", "pieces": []}, "split and pieces must not be empty"),
-        (line(image="b.jpg"), r"image 'b\.jpg' is missing: put it there"),
-        (line(image="samples.jsonl"), r"image 'samples\.jsonl' can not be decoded .*: replace the file"),
-        (line(image="masks"), "image 'masks' can not be decoded"),
-        (line("masks/none.png"), r"piece 0: mask 'masks/none\.png' is missing"),
-        (line("samples.jsonl"), "piece 0: mask 'samples.jsonl' can not be decoded"),
-        (line("small.png"), r"mask 'small\.png' is 3x2 pixels, the photo 8x6 as stored"),
-        (line({"rle": SMALL}), r"piece 0: the rle is \[2, 2\], the photo \[6, 8\]"),
-        (line({"rle": {"size": [6, 8], "counts": "o"}}), "piece 0: not a compressed RLE"),
+        (line(split=" "), "split must not be empty"),
         (line({"rle": [1]}), "piece 0: a mask's rle is"),
-        (line({"polygon": "round"}), "piece 0: a polygon is a list of numbers"),
-        (line({"polygon": [0, 0, 1e12, 0, 5, 5]}), "piece 0: a polygon's points lie far outside"),
         (line({"box": [0, 0, 1, 1]}), r"piece 0: a mask is a png's path, .* not an object with \['box'\]"),
         (line(5), "piece 0: it has a value of the wrong type under mask"),
         ({"image": "a.jpg", "pieces": [{"text": "."}, "mug"]}, "piece 1: it is not a JSON object"),
@@ -156,12 +146,54 @@ SMALL = encode(np.ones((2, 2), bool))
     ],
 )
 def test_each_mistake_is_one_line_with_its_number(root: Path, row: Any, words: str) -> None:
-    Image.new("L", (3, 2)).save(root / "small.png")
-    with pytest.raises(
-        DatasetError, match=rf"samples\.jsonl, line 3: {words}|samples\.jsonl, line 3: .*{words}"
-    ) as caught:
+    with pytest.raises(DatasetError, match=rf"samples\.jsonl, line 3: .*{words}") as caught:
         read_own(put(root, line({"polygon": POLYGON}), "", row))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        (line({"polygon": POLYGON}, image="b.jpg"), "image 'b.jpg' is missing: put it there or correct the path"),
+        (
+            line({"polygon": POLYGON}, image="samples.jsonl"),
+            "image 'samples.jsonl' can not be decoded: replace the file",
+        ),
+        (line({"polygon": POLYGON}, image="masks"), "image 'masks' can not be decoded: replace the file"),
+        (line("masks/none.png"), "piece 0: mask 'masks/none.png' is missing: put it there or correct the path"),
+        (line("samples.jsonl"), "piece 0: mask 'samples.jsonl' can not be decoded: save it again as png"),
+        (
+            line("small.png"),
+            "piece 0: mask 'small.png' is 3x2 pixels, the photo 8x6 as stored *: save both at one size",
+        ),
+        (line({"rle": SMALL}), "piece 0: the rle is [2, 2], the photo [6, 8]: give it at the photo's size"),
+        (
+            line({"rle": {"size": [6, 8], "counts": "o"}}),
+            "piece 0: its rle is broken (not a compressed RLE *): correct it",
+        ),
+        (line({"polygon": "round"}), "piece 0: its polygon is broken (a polygon is a list of numbers *): correct it"),
+        (line({"polygon": [0, 0, 1e12, 0, 5, 5]}), "piece 0: its polygon is broken (* lie far outside *): correct it"),
+    ],
+)
+def test_a_photo_or_mask_that_can_not_be_used_is_its_samples_error_alone(root: Path, row: Any, reason: str) -> None:
+    Image.new("L", (3, 2)).save(root / "small.png")
+    good = line({"polygon": POLYGON})
+    first, bad, last = read_own(put(root, good, row, good))
+    assert problem(first) is None and problem(last) is None
+    pattern = ".*".join(map(re.escape, f"samples.jsonl, line 2: {reason}".split("*")))
+    assert re.fullmatch(pattern, str(problem(bad))) and str(root) not in str(bad.error), bad.error
+    assert [p.object for p in bad.pieces] == [0, None] and area(bad.objects[0].mask) == 0  # still counted, as a miss
+    write_manifest(root / "m", [first, bad, last], {})
+    assert read_manifest(root / "m") == [first, bad, last]
+
+
+def test_a_line_without_pieces_is_left_to_the_planner_and_a_missing_photo_hides_no_path_that_escapes(
+    root: Path,
+) -> None:
+    (sample,) = read_own(put(root, {"image": "a.jpg", "pieces": []}))
+    assert str(problem(sample)).startswith("sample own/test/1 has no object to ground: give")
+    with pytest.raises(DatasetError, match=r"line 1: piece 0: path '\.\./outside\.png' leaves the data root"):
+        read_own(put(root, line("../outside.png", image="b.jpg")))
 
 
 def test_missing_and_empty_list(root: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from manifests.errors import DatasetError
-from manifests.masks import decode
+from manifests.masks import decode, empty
 from manifests.png import panoptic_ids, read_png
 from manifests.schema import Sample, problem
 
@@ -122,6 +122,11 @@ def test_union_plural_and_pieces_as_they_stand(tmp_path: Path) -> None:
     assert first.image_path == "val2017/000000000007.jpg" and first.task == "narrative"
 
 
+def test_the_files_plural_flag_decides_over_the_number_of_segments(tmp_path: Path) -> None:
+    sample = read(put(tmp_path, said("a pair", "5", "6", plural=False), said("sky", "70000", "5", plural=False)))[0]
+    assert [(o.plural, o.is_thing) for o in sample.objects] == [(False, True), (False, False)]
+
+
 @pytest.mark.parametrize("image_id", ["7", 7, "000000000007"])
 def test_image_id_as_text_or_number(tmp_path: Path, image_id: Any) -> None:
     assert read(put(tmp_path, said("a", "5"), image_id=image_id))[0].image_id == "7"
@@ -133,15 +138,26 @@ def test_unknown_segments_are_left_to_the_planner(tmp_path: Path) -> None:
         0
     ]
     assert [int(decode(o.mask).sum()) for o in sample.objects] == [0, 0, 0, 2]
-    assert problem(sample) == "the mask of object png/val/7-0/0 has no pixels"
+    assert problem(sample) == ("the mask of object png/val/7-0/0 has no pixels: correct its annotation, or remove it")
 
 
-def test_a_missing_or_wrongly_sized_png_is_left_to_the_planner(tmp_path: Path) -> None:
+def test_a_png_that_can_not_be_used_is_the_reason_of_its_samples_alone(tmp_path: Path) -> None:
+    png = tmp_path / "annotations/panoptic_val2017/000000000007.png"
+    gone = "panoptic_val2017/000000000007.png is missing or can not be decoded: download it again"
     sample = read(put(tmp_path, said("a", "5"), png=False))[0]
-    assert problem(sample) == "the mask of object png/val/7-0/0 has no pixels"
+    assert problem(sample) == sample.error == gone
+    assert [(o.phrase, o.mask) for o in sample.objects] == [("a", empty(2, 4))]  # still there to be counted as a miss
+    put(tmp_path, said("a", "5"))
+    png.write_bytes(png.read_bytes()[:60])
+    assert problem(read(tmp_path)[0]) == gone
     images = [{"id": 7, "file_name": "a.jpg", "height": 3, "width": 4}]
-    sample = read(put(tmp_path, said("a", "5"), images=images))[0]
-    assert problem(sample) == "the mask of object png/val/7-0/0 is [2, 4], the image [3, 4]"
+    assert problem(read(put(tmp_path, said("a", "5"), images=images))[0]) == (
+        "panoptic_val2017/000000000007.png is 2x4 pixels (height x width), the panoptic json says 3x4: "
+        "download both again"
+    )
+    assert problem(read(put(tmp_path, said("a", "5"), annotations=[]))[0]) == (
+        "image 7 has no annotation in the panoptic json: download it again"
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from manifests.errors import DatasetError
-from manifests.masks import decode
+from manifests.masks import decode, empty
 from manifests.refcoco import read_refcoco
 from manifests.schema import Sample, problem
 
@@ -138,7 +139,7 @@ def test_two_refs_of_one_annotation_are_two_objects_and_empty_text_is_left_to_th
     assert [o.object_id for o in first.objects] == ["refcoco-unc/ref1", "refcoco-unc/ref3"]
     assert first.objects[0].mask == first.objects[1].mask
     assert [p.text for p in first.pieces] == ["the cup", ".", "", "."]
-    assert problem(first) == "object refcoco-unc/ref3 has an empty text"
+    assert problem(first) == "object refcoco-unc/ref3 has an empty text: give it words, or remove it"
     assert decode(second.objects[0].mask)[:, 0].all() and decode(second.objects[0].mask).sum() == 6
 
 
@@ -151,7 +152,7 @@ def test_a_ref_with_fewer_sentences_starts_again(tmp_path: Path) -> None:
 def test_a_ref_without_sentences_is_yielded_with_empty_text(tmp_path: Path) -> None:
     for sentences in ("first", "all"):
         (sample,) = read(put(tmp_path, [ref(1, 10, 1)]), sentences=sentences)
-        assert sample.pieces[0].text == "" and problem(sample) == "object refcoco-unc/ref1 has an empty text"
+        assert sample.pieces[0].text == "" and "object refcoco-unc/ref1 has an empty text" in str(problem(sample))
 
 
 def test_names_and_folders_can_be_set(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def broken(table: str, index: int, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (broken("refs", 0, ann_id=99), r"refs\(unc\)\.p: ref 1 names annotation 99, .*instances\.json has none"),
+        (broken("refs", 0, ann_id=99), r"refs\(unc\)\.p: ref 1 names annotation 99, .*instances\.json does not have"),
         (broken("refs", 0, image_id=99), r"ref 1 names image 99, .*instances\.json does not have it"),
         (broken("refs", 0, image_id=2), r"ref 1 names image 2, .*has its annotation on image 1"),
         (broken("refs", 0, ref_id=2), r"holds ref 2 twice"),
@@ -181,8 +182,7 @@ def broken(table: str, index: int, **changes: Any) -> dict[str, Any]:
         ({"instances": [1]}, r"instances\.json holds a list, not a dict"),
         ({"images": {}}, r"instances\.json has no list 'images'"),
         (broken("images", 0, height="6"), r"images: a record has no proper height"),
-        (broken("annotations", 0, segmentation=...), r"names annotation 10, .* none with a mask"),
-        (broken("annotations", 0, segmentation=[[1, 2, 3]]), r"ref 1: annotation 10 has a broken mask: a polygon"),
+        (broken("images", 0, height=-6), r"instances\.json: image 1 is -6x8 pixels: get "),
         (broken("images", 0, file_name="../../x.jpg"), "leaves the data root"),
     ],
 )
@@ -190,6 +190,17 @@ def test_broken_records_are_named(tmp_path: Path, changes: dict[str, Any], words
     with pytest.raises(DatasetError, match=words) as caught:
         read(put(tmp_path, **changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("segmentation", [..., [[1, 2, 3]], {"size": [6, 8], "counts": "o"}, [["x"]]])
+def test_one_broken_mask_is_its_samples_error_and_the_others_are_read(tmp_path: Path, segmentation: Any) -> None:
+    bad, good = read(put(tmp_path, **broken("annotations", 0, segmentation=segmentation)))
+    assert re.fullmatch(
+        r"refcoco-unc/ref1: annotation 10 has a broken mask \(.+\): correct it in instances\.json, or download .*",
+        str(problem(bad)),
+    )
+    assert [(item.phrase, item.mask) for item in bad.objects] == [("the cup", empty(6, 8)), ("", empty(6, 8))]
+    assert problem(good) is None and good == read(put(tmp_path))[1]
 
 
 def test_missing_files_say_where_they_come_from(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ SAMPLES = st.builds(
     prompt=st.text(),
     pieces=st.lists(st.builds(Piece, text=st.text(), object=st.none() | st.integers(0, 9)), max_size=4).map(tuple),
     objects=st.lists(OBJECTS, max_size=3).map(tuple),
+    error=st.none() | st.text(),
 )
 
 
@@ -116,8 +117,13 @@ def test_what_is_not_a_manifest(tmp_path: Path) -> None:
         read_manifest(tmp_path / "other")
     header = {"manifest": '{"version": 99, "meta": {}}'}
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(header), tmp_path / "newer")
-    with pytest.raises(DatasetError, match="version 99, this program reads 1"):
+    with pytest.raises(DatasetError, match="version 99, this program reads 2"):
         manifest_meta(tmp_path / "newer")
+    write_manifest(tmp_path / "older", [sample()], {})
+    old = pq.read_table(tmp_path / "older").drop_columns("error")  # version 1 had no such column
+    pq.write_table(old.replace_schema_metadata({"manifest": '{"version": 1, "meta": {}}'}), tmp_path / "older")
+    with pytest.raises(DatasetError, match="version 1, this program reads 2: build it again"):
+        read_manifest(tmp_path / "older")
 
 
 def test_a_manifest_edited_to_leave_the_root_or_with_an_unknown_task_is_refused(tmp_path: Path) -> None:
@@ -145,8 +151,9 @@ def test_paths_that_stay(path: str) -> None:
     assert not leaves_root(path) and sample(image_path=path).image_path == path
 
 
-def test_a_sound_sample_has_no_problem() -> None:
+def test_a_sound_sample_has_no_problem_and_the_readers_error_comes_first() -> None:
     assert problem(sample()) is None
+    assert problem(sample(error="line 3: no photo", objects=())) == "line 3: no photo"
 
 
 def _objects(index: int, **changes: object) -> tuple[Object, ...]:
@@ -158,16 +165,28 @@ def _objects(index: int, **changes: object) -> tuple[Object, ...]:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"pieces": (Piece(text="one", object=0), Piece(text=" ", object=1))}, "object o1 has an empty text"),
-        ({"pieces": (Piece(text="one", object=0),)}, "no text speaks of object o1"),
-        ({"pieces": (Piece(text="one", object=2),)}, "belongs to object 2, there are 2"),
-        ({"pieces": (Piece(text="one", object=-1),)}, "belongs to object -1"),
-        ({"pieces": (Piece(text="hello"),), "objects": ()}, "no object to ground"),
-        ({"objects": _objects(1, mask=empty(4, 6))}, "object o1 has no pixels"),
-        ({"objects": _objects(0, mask=empty(6, 4))}, r"object o0 is \[6, 4\], the image \[4, 6\]"),
-        ({"objects": _objects(0, mask={"size": [4, 6], "counts": "o"})}, "object o0 can not be decoded"),
+        (
+            {"pieces": (Piece(text="one", object=0), Piece(text=" ", object=1))},
+            "object o1 has an empty text: give it words",
+        ),
+        ({"pieces": (Piece(text="one", object=0),)}, "no text speaks of object o1: give it a piece of the text"),
+        (
+            {"pieces": (Piece(text="one", object=2),)},
+            "sample s: .* belongs to object 2, there are 2.*: correct the index",
+        ),
+        ({"pieces": (Piece(text="one", object=-1),)}, "sample s: .* belongs to object -1.*: correct the index"),
+        ({"pieces": (Piece(text="hello"),), "objects": ()}, "sample s has no object to ground: give a piece .* a mask"),
+        ({"objects": _objects(1, mask=empty(4, 6))}, "object o1 has no pixels: correct its annotation"),
+        (
+            {"objects": _objects(0, mask=empty(6, 4))},
+            r"object o0 is 6x4 pixels \(height x width\), its image 4x6: give the mask at the image's size",
+        ),
+        (
+            {"objects": _objects(0, mask={"size": [4, 6], "counts": "o"})},
+            r"object o0 can not be decoded \(.*\): correct its annotation",
+        ),
     ],
 )
-def test_problem_names_the_object(changes: dict[str, object], words: str) -> None:
+def test_problem_names_the_object_and_the_cure(changes: dict[str, object], words: str) -> None:
     found = problem(sample(**changes))
     assert found is not None and re.search(words, found), found
