@@ -178,12 +178,17 @@ def _about(scene: Scene, index: int, said: _Phrase, rng: random.Random) -> str:
     return rng.choice(facts or [f"is {thing.size}"])
 
 
+def _place(x: float, y: float) -> str:
+    """ "at the top left", "on the right", "in the middle", …: thirds of the picture; x and y in [0, 1]."""
+    column = ("left", "", "right")[min(2, int(3 * x))]
+    row = ("top", "", "bottom")[min(2, int(3 * y))]
+    return f"at the {row} {column}".strip() if row else f"on the {column}" if column else "in the middle"
+
+
 def _all_about(scene: Scene, index: int, said: _Phrase) -> str:
     """Its verb, its place and every attribute that is not yet said: "floats at the top left , small , red"."""
     thing = scene.things[index]
-    column = ("left", "", "right")[min(2, int(3 * thing.x / scene.width))]
-    row = ("top", "", "bottom")[min(2, int(3 * thing.y / scene.height))]
-    place = f"at the {row} {column}".strip() if row else f"on the {column}" if column else "in the middle"
+    place = _place(thing.x / scene.width, thing.y / scene.height)
     facts = [getattr(thing, name) for name in ATTRIBUTES if name not in said.names]
     return " , ".join([f"{VERBS[scene.ground_of(index)]} {place}", *facts])
 
@@ -321,9 +326,20 @@ def listing(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"What is there {order}?", _list(things)
 
 
-def shelf_listing(scene: Scene) -> tuple[str, str]:
-    """The same for a scene whose things stand in rows and columns."""
-    return "What is there row by row?", _list(scene.things)
+def shelf_listing(scene: Scene, columns: int, rng: random.Random) -> tuple[str, str]:
+    """The same for a scene whose things stand in rows and `columns`: row by row, or place by place in any order.
+
+    Only the second needs to know where in the picture a word like "left" is: nothing else says what comes next.
+    """
+    if rng.random() < 0.4:
+        return "What is there row by row?", _list(scene.things)
+    rows = len(scene.things) // columns
+    parts = []
+    for cell in rng.sample(range(len(scene.things)), len(scene.things)):
+        row, column = divmod(cell, columns)
+        place = _place((column + 0.5) / columns, (row + 0.5) / rows)
+        parts.append(f"{place} {_noun_phrase(scene.things[cell], ATTRIBUTES, 'a')}")
+    return "What is there place by place?", " , ".join(parts) + " ."
 
 
 def _list(things: Sequence[Thing]) -> str:

@@ -10,7 +10,7 @@ Frames: all coordinates are pixels of the rendered image, x to the right, y down
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -65,7 +65,7 @@ class Scene:
 
     image: uint8 [height, width, 3].  bands: uint8 [height, width], the stuff region of each pixel, things ignored.
     segments: uint8 [height, width], the panoptic truth: value k < len(stuff) is the visible part of stuff region k,
-    value len(stuff) + i that of thing i.
+    value len(stuff) + i that of thing i.  columns: of a shelf, whose things stand row by row; 0: things are anywhere.
     """
 
     stuff: tuple[str, ...]
@@ -73,6 +73,7 @@ class Scene:
     image: np.ndarray
     bands: np.ndarray
     segments: np.ndarray
+    columns: int = 0
 
     @property
     def height(self) -> int:
@@ -112,8 +113,10 @@ def make_scene(split: str, index: int, *, shelf: bool = False) -> Scene:
     rng = random.Random(scene_seed(split, index))
     width, height = rng.choice(IMAGE_SIZES)
     stuff, layers = _stuff_layout(rng, width, height)
-    things = _sample_shelf(rng, width, height) if shelf else _sample_things(rng, width, height, split == "shifted")
-    return _render(rng, width, height, stuff, layers, things)
+    if shelf:
+        columns, things = _sample_shelf(rng, width, height)
+        return replace(_render(rng, width, height, stuff, layers, things), columns=columns)
+    return _render(rng, width, height, stuff, layers, _sample_things(rng, width, height, split == "shifted"))
 
 
 def _stuff_layout(rng: random.Random, width: int, height: int) -> tuple[tuple[str, ...], np.ndarray]:
@@ -132,8 +135,8 @@ def _stuff_layout(rng: random.Random, width: int, height: int) -> tuple[tuple[st
     return bands, region
 
 
-def _sample_shelf(rng: random.Random, width: int, height: int) -> tuple[Thing, ...]:
-    """One thing in every cell of a grid of 2 or 3 columns and rows, row by row from the top left."""
+def _sample_shelf(rng: random.Random, width: int, height: int) -> tuple[int, tuple[Thing, ...]]:
+    """How many columns, and one thing in every cell of a grid of 2 or 3 columns and rows, row by row."""
     columns, rows = rng.choice(((2, 2), (width // 48, height // 48)))
     things = []
     for cell in range(columns * rows):
@@ -144,7 +147,7 @@ def _sample_shelf(rng: random.Random, width: int, height: int) -> tuple[Thing, .
         slack_x, slack_y = max(0.0, width / columns / 2 - r), max(0.0, height / rows / 2 - r)
         x, y = x + rng.uniform(-slack_x, slack_x), y + rng.uniform(-slack_y, slack_y)
         things.append(Thing(**looks, x=x, y=y, r=r, angle=rng.uniform(-0.4, 0.4)))
-    return tuple(things)
+    return columns, tuple(things)
 
 
 def _sample_things(rng: random.Random, width: int, height: int, shifted: bool) -> tuple[Thing, ...]:

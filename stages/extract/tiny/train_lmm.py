@@ -55,7 +55,7 @@ class Config:
 
     out: Path
     """Folder for weights, tokenizer, processor and record."""
-    steps: int = 6600
+    steps: int = 6000
     """Optimiser steps."""
     batch: int = 16
     """Scenes a step."""
@@ -89,7 +89,7 @@ def conversation(
     scene = make_scene(split, index, shelf=shelf)
     image = Image.fromarray(scene.image)
     if shelf and rng.random() < listed:
-        return image, *shelf_listing(scene)
+        return image, *shelf_listing(scene, scene.columns, rng)
     if shelf:
         return image, rng.choice(PROMPTS), statements(scene, rng)
     kind = rng.random()
@@ -102,7 +102,7 @@ def conversation(
     return image, rng.choice(PROMPTS), " ".join(segment.text for segment in narrative(scene, rng))
 
 
-def train_tokenizer(samples: int = 2000, vocabulary: int = 400) -> PreTrainedTokenizerFast:
+def train_tokenizer(samples: int = 2000, vocabulary: int = 480) -> PreTrainedTokenizerFast:
     """Byte-level BPE: any text can be encoded; frequent words are one token, rare ones several."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -166,7 +166,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, layers: int) -> LlavaForCond
     )
     with torch.no_grad():  # patches begin by knowing where they are, as in every ViT that is trained on little data
         positions = model.model.vision_tower.embeddings.position_embedding.weight
-        positions[1:] = 0.15 * _sines(IMAGE // PATCH, positions.shape[1])
+        positions[1:] = 0.4 * _sines(IMAGE // PATCH, positions.shape[1])
     return model
 
 
@@ -181,12 +181,12 @@ def _sines(side: int, width: int) -> torch.Tensor:
 def mixture(done: float) -> tuple[float, float]:
     """After a share of the training: (share of shelves among the scenes, share of listings among the shelves).
 
-    Words for looks are learned from listings of dense pictures, then finding a thing by its description among them,
-    then the scenes as they are.
+    Words for looks and places are learned from listings of dense pictures, then finding a thing by its description
+    among them, then the scenes as they are.
     """
-    if done < 0.12:
+    if done < 0.15:
         return 1.0, 1.0
-    return (0.85, 0.25) if done < 0.35 else (0.15, 0.3)
+    return (0.85, 0.25) if done < 0.4 else (0.15, 0.3)
 
 
 class Conversations(IterableDataset):
