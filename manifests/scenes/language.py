@@ -95,15 +95,10 @@ def _by_attributes(scene: Scene, index: int, rng: random.Random) -> str | None:
 
 
 def _by_looks(scene: Scene, index: int, rng: random.Random) -> _Phrase | None:
-    """The same and more: "the red ring that is small", where "the red ring", or only all of it, satisfies no other."""
+    """The same and more: "the red ring that is small"."""
     for names in _attribute_sets(rng):
-        if _alike(scene, index, names) != [index]:
-            continue
-        early = tuple(n for n in names if n == "shape" or rng.random() < 0.6) or names
-        phrase = _extended(scene.things[index], early, "", rng, " that is ")
-        if phrase.names >= set(names):
-            return phrase
-        return _extended(scene.things[index], names, "", rng, " that is ")
+        if _alike(scene, index, names) == [index]:
+            return _extended(scene.things[index], names, "", rng, " that is ")
     return None
 
 
@@ -186,11 +181,15 @@ def _place(x: float, y: float) -> str:
 
 
 def _all_about(scene: Scene, index: int, said: _Phrase) -> str:
-    """Its verb, its place and every attribute that is not yet said: "floats at the top left , small , red"."""
+    """Its verb, every attribute that is not yet said, its place: "floats small and red at the top left".
+
+    The place comes last: once it is said, the looks can be read there without resolving the phrase.
+    """
     thing = scene.things[index]
-    place = _place(thing.x / scene.width, thing.y / scene.height)
-    facts = [getattr(thing, name) for name in ATTRIBUTES if name not in said.names]
-    return " , ".join([f"{VERBS[scene.ground_of(index)]} {place}", *facts])
+    facts = " and ".join(getattr(thing, name) for name in ATTRIBUTES if name not in said.names)
+    return " ".join(
+        f"{VERBS[scene.ground_of(index)]} {facts} {_place(thing.x / scene.width, thing.y / scene.height)}".split()
+    )
 
 
 def statements(scene: Scene, rng: random.Random, most: int = 5) -> str:

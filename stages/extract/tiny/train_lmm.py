@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ TEMPLATE = "USER: <image>\n{prompt} ASSISTANT:"
 DESCRIBE = "Please give me a description of the image."
 PROMPTS = (DESCRIBE, DESCRIBE, DESCRIBE, "What is in the picture?", "Describe the image.")
 MEAN = STD = (0.5, 0.5, 0.5)
+LISTINGS_ONLY = 0.15  # share of the curriculum that teaches words
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 
 
@@ -55,6 +56,8 @@ class Config:
 
     out: Path
     """Folder for weights, tokenizer, processor and record."""
+    start: Path | None = None
+    """Folder of an earlier run to go on from, past the listings that teach words; its record is kept in the new one."""
     steps: int = 6000
     """Optimiser steps."""
     batch: int = 16
@@ -184,9 +187,9 @@ def mixture(done: float) -> tuple[float, float]:
     Words for looks and places are learned from listings of dense pictures, then finding a thing by its description
     among them, then the scenes as they are.
     """
-    if done < 0.15:
+    if done < LISTINGS_ONLY:
         return 1.0, 1.0
-    return (0.85, 0.25) if done < 0.4 else (0.15, 0.3)
+    return (0.85, 0.35) if done < 0.4 else (0.15, 0.3)
 
 
 class Conversations(IterableDataset):
@@ -198,14 +201,20 @@ class Conversations(IterableDataset):
         text_tokens: int,
         split: str = "pretrain",
         samples: int = 0,
+        first: int = 0,
+        begin: float = 0.0,
     ):
-        """samples: how many there will be, they follow `mixture`; 0: as at the end of the training."""
-        self.tokenizer, self.text_tokens, self.split, self.samples = tokenizer, text_tokens, split, samples
+        """samples: how many there will be, they follow `mixture` from its share `begin` on; 0: as at its end.
+
+        first: index of the first scene.
+        """
+        self.tokenizer, self.text_tokens, self.split = tokenizer, text_tokens, split
+        self.samples, self.first, self.begin = samples, first, begin
 
     def __iter__(self):
-        index = 0
-        while True:
-            done = index / self.samples if self.samples else 1.0
+        for index in count(self.first):
+            done = (index - self.first) / self.samples if self.samples else 1.0
+            done = self.begin + (1 - self.begin) * done
             image, prompt, answer = conversation(index, self.split, *mixture(done))
             pixels, _ = pad_to_square(image, IMAGE, MEAN)
             after_image = TEMPLATE.split("<image>")[1].format(prompt=prompt)
@@ -216,7 +225,6 @@ class Conversations(IterableDataset):
             labels = ([-100] * len(prompt_ids) + answer_ids)[: self.text_tokens] + [-100] * padding
             ids = ids + [self.tokenizer.pad_token_id] * padding
             yield torch.from_numpy(pixels), torch.tensor(ids), torch.tensor(labels)
-            index += 1
 
 
 class Loss:
@@ -277,15 +285,23 @@ def save(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFas
 def main(config: Config) -> None:
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
-    tokenizer = train_tokenizer()
-    model = build_model(tokenizer, config.layers)
+    earlier: dict[str, Any] = {}
+    if config.start:
+        earlier = json.loads((config.start / "training.json").read_text())
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(config.start)
+        model = LlavaForConditionalGeneration.from_pretrained(config.start, dtype=torch.float32).train()
+    else:
+        tokenizer = train_tokenizer()
+        model = build_model(tokenizer, config.layers)
     model.set_attn_implementation("eager")  # its backward is faster than the fused kernel's on CPUs
     parameters = sum(p.numel() for p in model.parameters())
     loss_of = Loss(model, tokenizer)
     if config.compile:
         model.model.vision_tower.compile()
         model.model.language_model.compile()
-    stream = Conversations(tokenizer, config.text_tokens, samples=config.steps * config.batch)
+    first, total = earlier.get("scenes_seen", 0), config.steps * config.batch
+    begin = LISTINGS_ONLY if config.start else 0.0
+    stream = Conversations(tokenizer, config.text_tokens, samples=total, first=first, begin=begin)
     loader = iter(DataLoader(stream, config.batch, num_workers=1))
     held_out = list(islice(DataLoader(Conversations(tokenizer, config.text_tokens, split="val"), config.batch), 3))
     groups = optimizers(model, config)
@@ -296,8 +312,9 @@ def main(config: Config) -> None:
         "generator_version": GENERATOR_VERSION,
         "parameters": parameters,
         "objective": "next-token cross entropy on the answer's tokens; no masks, boxes or coordinates",
-        "scenes": f"split pretrain, indices 0 to {config.steps * config.batch - 1}",
+        "scenes": f"split pretrain, indices {first} to {first + total - 1}",
         "hardware": f"{platform.machine()} CPU, {config.threads} thread(s), torch {torch.__version__}",
+        "earlier": earlier,
         "losses": [],
     }
     start, running = time.time(), math.nan
@@ -318,6 +335,7 @@ def main(config: Config) -> None:
             with torch.no_grad():
                 held = sum(loss_of(batch).item() for batch in held_out) / len(held_out)
             record["losses"].append({"step": step + 1, "train": round(running, 4), "held_out": round(held, 4)})
+            record["scenes_seen"] = first + (step + 1) * config.batch
             record["minutes"] = round((time.time() - start) / 60, 1)
             print(f"step {step:5d}  held-out loss {held:.3f}", flush=True)
             save(model, tokenizer, config.out, record)
