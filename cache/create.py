@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from cache.commits import Commits
 from cache.files import locked, make_folder, size_and_sha256, sync_folder, write_whole
 from cache.identity import Difference, differing
-from cache.layout import FORMAT, Kind, Meta, zarr_metadata
+from cache.layout import FORMAT, ArraySpec, Kind, Meta, zarr_metadata
 from manifests.errors import CacheError, IdentityMismatch
 
 META: Final = "cache.json"
@@ -32,17 +32,16 @@ _COMMITS = "commits"
 _log = logging.getLogger(__name__)
 
 
-def create_or_resume(root: Path, meta: Meta, files: Mapping[str, Path | bytes], overwrite: bool) -> Meta:
+def create_or_resume(root: Path, meta: Meta, files: Mapping[str, Path | bytes], overwrite: bool, option: str) -> Meta:
     """See `Store.create_or_resume`. Returns the meta data as they are on disk."""
-    with _write_errors(root):
+    with _write_errors(root, option):
         replacing = (root / META).exists()
         if replacing and not (overwrite and _is_other(root, meta, files)):
-            return _resume(root, meta, files)
-        if not replacing:
-            _require_ours(root, meta, files)
+            return _resume(root, meta, files, option)
+        require_ours(root, meta.kind, files, option)
         contents = {name: _content(source) for name, source in files.items()} | zarr_metadata(meta)
         needed = meta.units * meta.unit_bytes + sum(len(data) for data in contents.values())
-        _require_space(root, needed, reclaimed=_used(root) if replacing else 0)
+        require_space({root: needed - _used(root)}, option)
         root.mkdir(parents=True, exist_ok=True)
         (root / LOCK).touch()
         with _only_writer(root):
@@ -50,7 +49,7 @@ def create_or_resume(root: Path, meta: Meta, files: Mapping[str, Path | bytes], 
                 _delete_cache(root)
             if not (root / META).exists():  # else another process made it a moment ago
                 _create(root, meta, contents)
-        return _resume(root, meta, files)
+        return _resume(root, meta, files, option)
 
 
 def read_meta(root: Path) -> Meta:
@@ -60,9 +59,9 @@ def read_meta(root: Path) -> Meta:
     except (FileNotFoundError, NotADirectoryError):
         raise CacheError(f"{root} holds no cache ({META} is missing); run extract first, or check --cache") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{root / META}: {error}; restore the file, or extract again with --overwrite") from None
+        raise CacheError(f"{root / META}: {error}; restore the file, or delete {root} and extract again") from None
     if damaged := damaged_files(root, meta):
-        raise CacheError(f"{damaged[0]}; restore the file, or extract again with --overwrite")
+        raise CacheError(f"{damaged[0]}; restore the file, or delete {root} and extract again")
     return meta
 
 
@@ -98,12 +97,12 @@ def _create(root: Path, meta: Meta, contents: Mapping[str, bytes]) -> None:
     sync_folder(root.absolute().parent)
 
 
-def _resume(root: Path, meta: Meta, files: Mapping[str, Path | bytes]) -> Meta:
+def _resume(root: Path, meta: Meta, files: Mapping[str, Path | bytes], option: str) -> Meta:
     stored = read_meta(root)
     if differences := _differences(root, stored, meta, files):
+        deletes = ", or pass --overwrite to delete this one" if option == "--cache" else ""
         raise IdentityMismatch(
-            f"{root} was made with other settings: {'; '.join(map(str, differences))}. "
-            "Choose another --cache, or pass --overwrite to delete this one"
+            f"{root} was made with other settings: {'; '.join(map(str, differences))}. Choose another {option}{deletes}"
         )
     for difference in differing(stored.soft, meta.soft):
         _log.warning("%s was begun elsewhere: %s", root, difference)
@@ -115,7 +114,7 @@ def _resume(root: Path, meta: Meta, files: Mapping[str, Path | bytes]) -> Meta:
     for unit in committed:
         _require_shards(root, stored, commits, unit)
     _delete_strays(root)
-    _require_space(root, (stored.units - len(committed)) * stored.unit_bytes, reclaimed=0)
+    require_space({root: (stored.units - len(committed)) * stored.unit_bytes}, option)
     return stored
 
 
@@ -160,14 +159,17 @@ def _is_other(root: Path, meta: Meta, files: Mapping[str, Path | bytes]) -> bool
     return bool(_differences(root, stored, meta, files))
 
 
-def _stored_record(root: Path) -> dict[str, Any]:
+def _stored_record(root: Path, option: str = "--cache") -> dict[str, Any]:
     """cache.json as far as it can be read; CacheError if this is no cache of ours."""
     try:
         record = json.loads((root / META).read_bytes())
     except ValueError:
         record = None
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CacheError(f"{root / META} is not a cache of this program; nothing was deleted, choose another --cache")
+        raise CacheError(
+            f"{root / META} is not of this program, or damaged; nothing was deleted: restore it, or choose another "
+            f"{option}"
+        )
     return record
 
 
@@ -186,24 +188,39 @@ def _delete_cache(root: Path) -> None:
         _delete_folder(root / f"{kind}.zarr")
 
 
-def _require_ours(root: Path, meta: Meta, files: Mapping[str, Path | bytes]) -> None:
-    """CacheError for a folder without cache.json holding more than a half-made cache of ours and caches beside it."""
+def require_ours(root: Path, kind: Kind, files: Iterable[str], option: str = "--cache") -> None:
+    """CacheError, and nothing written, unless a cache may be made here or is here.
+
+    Without cache.json the folder may hold a half-made cache of ours (of `kind`, with these metadata files) and caches
+    in subfolders. option: what chose the folder, for the message.
+    """
+    if (root / META).exists():
+        _stored_record(root, option)
+        return
     if not root.exists():
         return
     if not root.is_dir():
-        raise CacheError(f"{root} is a file, not a folder; choose another --cache")
-    own = {LOCK, SCRATCH, _COMMITS, meta.group, *files} if (root / LOCK).exists() else set()
-    foreign = [path.name for path in sorted(root.iterdir()) if path.name not in own and not (path / META).is_file()]
+        raise CacheError(f"{root} is a file, not a folder; choose another {option}")
+    own = {LOCK, SCRATCH, _COMMITS, f"{kind}.zarr", *files} if (root / LOCK).exists() else set()
+    foreign = [path.name for path in sorted(root.iterdir()) if path.name not in own and not _is_cache(path)]
     if foreign:
         raise CacheError(
             f"{root} is not empty and not a cache of this program (it holds {', '.join(foreign[:3])}); "
-            "choose another --cache or empty it yourself"
+            f"choose another {option} or empty it yourself"
         )
     if (root / _COMMITS).is_dir() and any((root / _COMMITS).iterdir()):
         raise CacheError(
             f"{root} holds committed units but no {META}; nothing was deleted: restore that file, "
-            "or choose another --cache"
+            f"or choose another {option}"
         )
+
+
+def _is_cache(folder: Path) -> bool:
+    """A cache of ours, whole or half made; a kill right after the folder was made leaves it empty."""
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or META in names or LOCK in names
 
 
 def _delete_folder(path: Path) -> None:
@@ -244,14 +261,27 @@ def _require_shards(root: Path, meta: Meta, commits: Commits, unit: int) -> None
             )
 
 
-def _require_space(root: Path, needed: int, reclaimed: int) -> None:
-    folder = next(path for path in (root, *root.absolute().parents) if path.exists())
-    free = shutil.disk_usage(folder).free + reclaimed
-    if needed > free:
-        raise CacheError(
-            f"{root}: {needed:,} bytes are needed and {free:,} are free; free some space, choose another --cache, or "
-            "use fewer samples (--limit)"
-        )
+def require_space(needed: Mapping[Path, int], option: str = "--cache") -> None:
+    """CacheError unless every disk has room for all the caches that go on it. needed: bytes by the cache's folder."""
+    disks: dict[int, list[Path]] = {}
+    for root in needed:
+        disks.setdefault(_existing(root).stat().st_dev, []).append(root)
+    for roots in disks.values():
+        total, free = sum(needed[root] for root in roots), shutil.disk_usage(_existing(roots[0])).free
+        if total > free:
+            raise CacheError(
+                f"{' and '.join(map(str, roots))}: {total:,} bytes are needed and {free:,} are free; free some space, "
+                f"choose another {option}, or use fewer samples (--limit)"
+            )
+
+
+def bytes_to_write(root: Path, arrays: Sequence[ArraySpec], units: int) -> int:
+    """What the shards of a planned cache will add to those that are at `root` (negative if it gets smaller)."""
+    return units * sum(spec.shard_bytes for spec in arrays) - _used(root)
+
+
+def _existing(root: Path) -> Path:
+    return next(path for path in (root, *root.absolute().parents) if path.exists())
 
 
 def _used(root: Path) -> int:
@@ -263,10 +293,10 @@ def _content(source: Path | bytes) -> bytes:
 
 
 @contextmanager
-def _write_errors(root: Path) -> Iterator[None]:
+def _write_errors(root: Path, option: str) -> Iterator[None]:
     try:
         yield
     except CacheError:
         raise
     except OSError as error:
-        raise CacheError(f"{root} can not be written: {error}; choose another --cache, or fix its rights") from error
+        raise CacheError(f"{root} can not be written: {error}; choose another {option}, or fix its rights") from error

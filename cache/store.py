@@ -65,6 +65,7 @@ class Store:
         units: int,
         files: Mapping[str, Path | bytes],
         overwrite: bool = False,
+        option: str = "--cache",
     ) -> Store:
         """The cache at `root`, made new, or the existing one if it is the same, to write its missing units.
 
@@ -72,6 +73,7 @@ class Store:
         names every field with both values, one in `soft` is logged as a warning and the first run's values stay.
         files: metadata files, by name in the cache: "manifest.parquet", "rows.parquet".
         overwrite: a cache of ours at `root` that is another one is deleted first (caches in its subfolders stay).
+        option: the command's option that chose `root`, for messages; they offer --overwrite for "--cache" only.
         Raises CacheError, before anything is written, for a folder that is not ours and for too little free disk.
         """
         if units < 1:
@@ -81,7 +83,7 @@ class Store:
             arrays={spec.name: spec for spec in arrays}, files={}, state="planned",
         )  # fmt: skip
         path = Path(root).absolute()  # workers may have another current folder
-        return cls(path, create.create_or_resume(path, meta, files, overwrite))
+        return cls(path, create.create_or_resume(path, meta, files, overwrite, option))
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> Store:

@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that may not be written, a file in the place of a folder
-        print(f"error: {error.filename}: {error.strerror}; free it, or choose another place", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        reason = f"{error.strerror}; free it, or choose another place" if error.strerror else str(error) or repr(error)
+        print(f"error: {where}{' '.join(reason.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -7,7 +7,8 @@ import logging
 import os
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class Extract:
     dtype: str | None = None
     """float32, bfloat16 or float16 for the LMM; default: the preset's."""
     device: str = "auto"
-    """cuda, cpu or auto."""
+    """cuda (all GPUs), cuda:N, cpu or auto."""
     sam: str | None = None
     """tiny, vit_b, vit_l, vit_h; default: the preset's."""
     sam_checkpoint: Path | None = None
@@ -59,9 +60,9 @@ class Extract:
     ray_address: str | None = None
     """Use a running Ray cluster."""
     dry_run: bool = False
-    """Print the plan and stop; needs no weights."""
+    """Print the plan and stop; needs no weights (generated scenes are written if they are not there)."""
     overwrite: bool = False
-    """Delete a cache of other settings at --cache first."""
+    """Delete a cache of other settings at --cache first; never one at --images."""
 
 
 def run(args: Extract) -> None:
@@ -75,7 +76,7 @@ def run(args: Extract) -> None:
 
     start = time.perf_counter()
     extraction = _prepare(args)
-    gpus = torch.cuda.device_count() if extraction.device == "cuda" else 0
+    gpus = torch.cuda.device_count() if extraction.device == "cuda" else int(extraction.device.startswith("cuda:"))
     cores = os.cpu_count() or 1
     workers = 1 if args.local else args.workers or gpus or min(cores, 8)
     threads = max(1, cores // workers)
@@ -86,46 +87,87 @@ def run(args: Extract) -> None:
         return
     images, priors = extraction.create(plan, overwrite=args.overwrite)
     todo = work_left(images, priors)
+    path = result_file(args.cache, "extract")
+    record = _earlier(path, images, priors)
+    if not todo and images.complete and priors.complete and record.get("complete"):
+        _print_result(extraction, record, path, "nothing was left to do; ")
+        return
     planned = time.perf_counter() - start
-    objects_in = Counter(row.unit for row in plan.rows for _ in range(row.objects) if row.error is None)
-    images_in = Counter(row.unit for row in plan.image_rows)
-    seconds: Counter[str] = Counter()
-    done: Counter[str] = Counter()
     worker_config = extraction.worker(threads)
     reports = run_units(
         lambda: ExtractionWorker(worker_config),
         todo,
         workers=workers,
         local=args.local,
-        gpus=bool(gpus),
+        gpus=extraction.device == "cuda",  # Ray gives each actor one of all; a numbered one is used as it was named
         threads=threads,
         address=args.ray_address,
     )
-    left = {"images": sum(images_in[u.number] for u in todo if u.kind == "images")}
-    left["objects"] = sum(objects_in[u.number] for u in todo if u.kind == "priors")
-    bars = {name: tqdm(total=total, desc=name, unit=name[:-1]) for name, total in left.items() if total}
+    done: Counter[str] = Counter(record.get("extracted", {}))
+    seconds: defaultdict[str, float] = defaultdict(float, record.get("seconds", {}))
+    seconds["planning"] += planned
+    before = seconds["total"]
+
+    def write(**more: Any) -> dict[str, Any]:
+        """The result file: what this run and those that it resumes did."""
+        seconds["total"] = before + time.perf_counter() - start
+        record = {
+            "command": "extract",
+            "cache": str(args.cache),
+            "plan": priors.commits.plan,
+            "extracted": dict(done),
+            "seconds": {name: round(value, 2) for name, value in sorted(seconds.items())},
+            "objects_per_s": round(done["objects"] / max(1e-9, seconds["total"] - seconds["planning"]), 1),
+        } | more
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        return record
+
     try:
-        for report in reports:
+        for report in shown(reports, todo, plan):
             name = "images" if report["kind"] == "images" else "objects"
-            count = (images_in if name == "images" else objects_in)[report["unit"]]
-            done[name] += report[name]
-            done["bytes"] += report["bytes"]
-            done["failed samples" if name == "objects" else "failed images"] += len(report["failures"])
-            seconds.update(report["seconds"])
-            bars[name].update(count)
-            rate = done["bytes"] / 1e6 / max(1e-9, time.perf_counter() - start - planned)
-            failed = done["failed samples"] + done["failed images"]
-            bars[name].set_postfix_str(f"{rate:.0f} MB/s, {failed} failed")
+            done.update({name: report[name], "bytes": report["bytes"]})
+            for part, value in report["seconds"].items():
+                seconds[f"workers_{part}"] += value
+            write(complete=False)  # after every unit: the next run goes on counting, also after a kill
     except KeyboardInterrupt:
         raise PipelineError(
             f"stopped: {len(images.missing_units()) + len(priors.missing_units())} of {len(todo)} units are left; "
             "run the same command again to go on"
         ) from None
+    close(images, priors, plan)
+    _print_result(extraction, write(**_totals(extraction, plan)), path)
+
+
+def shown(reports: Iterable[dict[str, Any]], todo: Sequence[Any], plan: Any) -> Iterator[dict[str, Any]]:
+    """The workers' reports as they come, with a bar for images and one for objects: rates and failures of this run."""
+    from tqdm import tqdm
+
+    counts = {
+        "images": Counter(row.unit for row in plan.image_rows),
+        "priors": Counter(row.unit for row in plan.rows for _ in range(row.objects) if row.error is None),
+    }
+    totals = {kind: sum(counts[kind][unit.number] for unit in todo if unit.kind == kind) for kind in counts}
+    names = {"images": "image", "priors": "object"}
+    bars = {kind: tqdm(total=totals[kind], desc=f"{names[kind]}s", unit=names[kind]) for kind in names if totals[kind]}
+    written: Counter[str] = Counter()
+    failed = {"images": 0, "priors": len(plan.failures)}
+    last = time.time()
+    try:
+        for report in reports:
+            kind = report["kind"]
+            bar = bars[kind]
+            if not written[kind]:  # its clock starts with its first unit: when the last unit of the other kind ended
+                bar.start_t = bar.last_print_t = last
+            written[kind] += report["bytes"]
+            failed[kind] += len(report["failures"])
+            bar.update(counts[kind][report["unit"]])
+            rate = written[kind] / 1e6 / max(1e-9, bar.format_dict["elapsed"])
+            bar.set_postfix_str(f"{rate:.0f} MB/s, {failed[kind]} failed")
+            last = time.time()
+            yield report
     finally:
         for bar in bars.values():
             bar.close()
-    close(images, priors, plan)
-    _print_result(args, extraction, plan, priors, dict(done), dict(seconds), planned, time.perf_counter() - start)
 
 
 def _prepare(args: Extract) -> Any:
@@ -142,9 +184,11 @@ def _prepare(args: Extract) -> Any:
     dtype = args.dtype or lmm.dtype
     if dtype not in ("float32", "bfloat16", "float16"):
         raise PipelineError(f"--dtype {dtype}: float32, bfloat16 or float16")
-    device = args.device if args.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise PipelineError("--device cuda: torch sees no GPU here")
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    devices = ["cuda", *gpus, "cpu"] if gpus else ["cpu"]
+    if args.device not in ("auto", *devices):
+        raise PipelineError(f"--device {args.device}: torch has {', '.join(devices)} here; give one of them, or auto")
+    device = devices[0] if args.device == "auto" else args.device
     root = data_root(args.dataset, args.data_root)
     samples = build_samples(args)
     return Extraction(
@@ -222,41 +266,40 @@ def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: i
     print("\n".join(f"{name:>10}  {value}" for name, value in rows.items()), flush=True)
 
 
-def _print_result(
-    args: Extract,
-    extraction: Any,
-    plan: Any,
-    priors: Any,
-    done: dict[str, int],
-    seconds: dict[str, float],
-    planned: float,
-    total: float,
-) -> None:
-    per_object = plan.priors_bytes / max(1, plan.objects)
-    failures = len(priors.failures())
-    record = {
-        "command": "extract",
-        "cache": str(extraction.cache),
+def _earlier(path: Path, images: Any, priors: Any) -> dict[str, Any]:
+    """What earlier runs of the same plan recorded; {} for another plan, and for a cache that was deleted since."""
+    try:
+        record = json.loads(path.read_text())
+        same = record["plan"] == priors.commits.plan
+        begun = priors.committed_units() or (not record["complete"] and images.committed_units())
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return record if same and begun else {}
+
+
+def _totals(extraction: Any, plan: Any) -> dict[str, Any]:
+    """What a complete cache holds."""
+    from cache.priors import Priors
+
+    return {
+        "complete": True,
         "samples": len(plan.rows),
         "objects": plan.objects,
-        "failed_samples": failures,
-        "this_run": done,
-        "bytes_per_object": round(per_object, 1),
+        "failed_samples": len(Priors.open(extraction.cache, images_dir=extraction.images).failures),
+        "bytes_per_object": round(plan.priors_bytes / max(1, plan.objects), 1),
         "bytes_per_image": round(plan.image_bytes / max(1, len(plan.image_rows)), 1),
         "padding_objects": plan.padding,
-        "seconds": {"total": round(total, 2), "planning": round(planned, 2)}
-        | {f"workers_{name}": round(value, 2) for name, value in sorted(seconds.items())},
-        "objects_per_s": round(done.get("objects", 0) / max(1e-9, total - planned), 1),
     }
-    path = result_file(args.cache, "extract")
-    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _print_result(extraction: Any, record: dict[str, Any], path: Path, news: str = "") -> None:
     print(
-        f"extract: {plan.objects} objects of {len(plan.rows)} samples, {failures} samples failed; "
-        f"{per_object:,.0f} bytes/object (+ {record['bytes_per_image']:,.0f} per image); "
-        f"{total:.1f} s ({record['objects_per_s']} objects/s); result: {path}"
+        f"extract: {news}{record['objects']} objects of {record['samples']} samples, {record['failed_samples']} samples"
+        f" failed; {record['bytes_per_object']:,.0f} bytes/object (+ {record['bytes_per_image']:,.0f} per image); "
+        f"{record['seconds']['total']:.1f} s ({record['objects_per_s']} objects/s); result: {path}"
     )
-    if failures:
-        print(f"  failed samples and reasons: {extraction.cache / 'failures.jsonl'}")
+    if record["failed_samples"]:
+        print(f"  failed samples and reasons: failures.jsonl in {extraction.cache} and in {extraction.images}")
 
 
 def result_file(cache: Path, stage: str) -> Path:

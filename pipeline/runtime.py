@@ -34,7 +34,8 @@ def run_units(
 
     local: in this process, without Ray.  workers: Ray actors otherwise, each with one GPU (`gpus`) or `threads` CPU
     cores.  An actor that dies is restarted and its unit is run again (units are idempotent); an error that a worker
-    raises stops the run and is raised here as it was. What was committed before stays.
+    raises stops the run: a PipelineError is raised here as it was, with Ray any other becomes one that names the unit.
+    What was committed before stays.
     """
     if local or not units:
         if units:
@@ -42,7 +43,7 @@ def run_units(
             yield from (worker.run(unit) for unit in units)
         return
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayError
     from ray.util import ActorPool
 
     class Actor:
@@ -50,7 +51,12 @@ def run_units(
             self.worker = make_worker()
 
         def run(self, unit: Any) -> dict[str, Any]:
-            return self.worker.run(unit)
+            try:
+                return self.worker.run(unit)
+            except PipelineError:
+                raise
+            except Exception as error:  # named here, for Ray does not say which unit it was
+                raise PipelineError(f"{unit}: {_one_line(error)}; --local shows the whole traceback") from error
 
     _start_ray(address, cores=None if address else max(workers * threads, 1))
     try:
@@ -59,16 +65,20 @@ def run_units(
         )
         pool = ActorPool([remote.remote() for _ in range(min(workers, len(units)))])
         yield from pool.map_unordered(lambda actor, unit: actor.run.remote(unit), list(units))  # type: ignore[arg-type]
-    except RayTaskError as error:
-        cause = getattr(error, "cause", None)
-        raise (cause if isinstance(cause, PipelineError) else error) from None
-    except RayActorError as error:
+    except RayError as error:
+        if isinstance(cause := getattr(error, "cause", None), PipelineError):
+            raise cause from None
         raise PipelineError(
-            f"a Ray worker died again and again ({str(error).splitlines()[0]}): see its log under /tmp/ray, or run "
-            "with --local to see the error; what was committed is kept, run the same command again to go on"
+            f"Ray gave up ({_one_line(error)}): use fewer --workers if memory ran out, see the workers' logs under "
+            "/tmp/ray, or run with --local to see the error; what was committed is kept, run the same command again to "
+            "go on"
         ) from None
     finally:
         ray.shutdown()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0].strip()
 
 
 def _start_ray(address: str | None, cores: int | None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from manifests.errors import DatasetError
 
@@ -78,22 +78,26 @@ def pad_bottom_right(image: Image.Image, size: int) -> tuple[np.ndarray, Box]:
     return np.asarray(image.resize((box.width, box.height), Image.Resampling.BILINEAR)), box
 
 
-def open_image(path: Path, expected: tuple[int, int]) -> Image.Image:
+def open_image(path: Path, expected: tuple[int, int], name: str | None = None) -> Image.Image:
     """The RGB image of a file, `expected` (width, height) pixels as the manifest says.
 
-    Raises DatasetError with what is wrong and the cure: file missing, not an image, truncated, or of another size.
+    name: what messages call the file; default: its path. Raises DatasetError with what is wrong and the cure: file
+    missing, not an image, truncated, or of another size.
     """
+    name = name or str(path)
     try:
         with Image.open(path) as image:
             if image.size != expected:
                 raise DatasetError(
-                    f"{path} is {image.size[0]}x{image.size[1]} pixels, its annotations are for "
+                    f"{name} is {image.size[0]}x{image.size[1]} pixels, its annotations are for "
                     f"{expected[0]}x{expected[1]}: use the image that the annotations were made on"
                 )
             return image.convert("RGB")
     except FileNotFoundError:
-        raise DatasetError(f"{path} is missing: put the image there, or build the manifest without it") from None
+        raise DatasetError(f"{name} is missing: put the image there, or build the manifest without it") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DatasetError):
             raise
-        raise DatasetError(f"{path} can not be decoded ({error}): replace the file") from None
+        # the texts of these two hold the path as it was opened
+        reason = "no image" if isinstance(error, UnidentifiedImageError) else getattr(error, "strerror", None) or error
+        raise DatasetError(f"{name} can not be decoded ({reason}): replace the file") from None

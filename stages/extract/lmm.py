@@ -47,11 +47,15 @@ class Tokeniser:
     """The LMM's own tokenizer, and the prompt with its image token repeated once per image column."""
 
     def __init__(self, preset: LMMPreset, *, download: bool = True):
-        """Raises ModelError where the tokenizer is not on this machine and can not (or may not) be downloaded."""
+        """Raises ModelError where the tokenizer is not on this machine (or broken) and can not be downloaded."""
         from transformers import AutoTokenizer
 
         self.preset = preset
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(local_folder(preset, download=download))
+        folder = local_folder(preset, download=download)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # a missing or damaged file raises ValueError, KeyError, OSError, bare Exception, …
+            raise _unloadable(folder, "tokenizer", error) from error
         self.image_id = self.tokenizer.convert_tokens_to_ids("<image>")
         if self.image_id is None or self.image_id == self.tokenizer.unk_token_id:
             raise ModelError(f"the tokenizer of {preset.source} has no <image> token")
@@ -108,7 +112,15 @@ class FrozenLMM:
         folder = local_folder(preset, weights=True)
         model: Any = LlavaForConditionalGeneration
         weights = getattr(torch, dtype or preset.dtype)
-        self.model = model.from_pretrained(folder, dtype=weights, attn_implementation="sdpa").to(self.device)
+        try:
+            self.model = model.from_pretrained(folder, dtype=weights, attn_implementation="sdpa").to(self.device)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ModelError(
+                f"{folder} does not fit into the memory of {device} ({first_line(error)}): "
+                "give --dtype bfloat16, or a --device with more"
+            ) from error
+        except Exception as error:  # what damaged files make safetensors and transformers raise has no common base
+            raise _unloadable(folder, "weights", error) from error
         config = self.model.config
         loaded = (
             config.text_config.num_hidden_layers,
@@ -154,6 +166,18 @@ class FrozenLMM:
         longest = max(len(s.prompt_ids) + len(s.answer_ids) for s in batch)
         inputs, rows = self.collate(batch, length or longest)
         return self.capture.run(inputs, rows)
+
+
+def _unloadable(folder: str, part: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"the {part} in {folder} can not be loaded ({first_line(error)}): a file is missing or damaged, copy or "
+        "download the folder again"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The type and the first line of a foreign error, for a message of one line."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0].strip()
 
 
 def local_folder(preset: LMMPreset, *, weights: bool = False, download: bool = True) -> str:

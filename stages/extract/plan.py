@@ -96,6 +96,7 @@ def plan_images(
 ) -> tuple[dict[str, int], list[ImageRow], dict[str, str]]:
     """One row per different image content: (row of each image path, the rows, reasons of images that are missing).
 
+    Reasons are part of the plan: their paths are relative to `data_root`, which may be moved before a resume.
     hashed=False (dry runs): the path stands for the content, so that nothing but the manifest is read.
     """
     sizes = {s.image_path: (s.width, s.height) for s in samples}
@@ -106,7 +107,7 @@ def plan_images(
             digests[path] = file_sha256(data_root / path) if hashed else path
         except OSError as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"can not be read ({error.strerror})"
-            missing[path] = f"{data_root / path} {reason}: put the image there and plan again"
+            missing[path] = f"{path} {reason}: put the image into the data root and plan again"
     per_unit = _per_unit(2 * sam.channels * sam.grid**2)
     rows: list[ImageRow] = []
     index_of: dict[str, int] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from manifests.errors import ModelError
 
@@ -90,34 +90,53 @@ def resolve_lmm(name: str) -> LMMPreset:
 
 
 def _from_folder(folder: Path) -> LMMPreset:
-    """Read the shapes of a local LLaVA checkpoint from its config files."""
+    """Read the shapes of a local LLaVA checkpoint from its config files; the rest is a preset's of the same shapes."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no checkpoint: config.json is missing; give a folder that from_pretrained loads")
     from transformers import AutoConfig  # slow to import, needed for folders only
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        file = next(f for n in ("processor_config", "preprocessor_config") if (f := folder / f"{n}.json").exists())
-        processor = json.loads(file.read_text())
-    except (OSError, ValueError, StopIteration) as error:
+        images = _image_settings(folder)
+    except Exception as error:  # beside OSError and ValueError, validators of transformers raise their own
+        reason = str(error).partition("\n")[0]
         raise ModelError(
-            f"{folder} is no checkpoint: config.json and processor_config.json are needed ({error})"
+            f"{folder} is no checkpoint: a config file can not be read ({reason}); copy it again"
         ) from None
     if config.model_type != "llava":
         raise ModelError(f"{folder} holds a {config.model_type} model; only LLaVA checkpoints are supported so far")
+    if images is None:
+        raise ModelError(
+            f"{folder} is no checkpoint: neither processor_config.json nor preprocessor_config.json has image_mean and "
+            "image_std; copy the file that has them"
+        )
     text, vision = config.text_config, config.vision_config
-    images = processor.get("image_processor", processor)
+    shapes = {
+        "layers": text.num_hidden_layers,
+        "heads": text.num_attention_heads,
+        "width": text.hidden_size,
+        "image_size": vision.image_size,
+        "patch": vision.patch_size,
+    }
+    known = next((p for p in PRESETS.values() if all(getattr(p, k) == size for k, size in shapes.items())), None)
     return LMMPreset(
         name=str(folder),
         source=str(folder),
-        template=LLAVA_TEMPLATE,
-        layers=text.num_hidden_layers,
-        heads=text.num_attention_heads,
-        width=text.hidden_size,
-        image_size=vision.image_size,
-        patch=vision.patch_size,
+        template=known.template if known else LLAVA_TEMPLATE,
         mean=tuple(images["image_mean"]),
         std=tuple(images["image_std"]),
-        dtype=str(config.dtype or "float32").removeprefix("torch."),
-        sam="vit_l",
+        dtype=known.dtype if known else str(config.dtype or "float32").removeprefix("torch."),
+        sam=known.sam if known else "vit_l",
+        **shapes,
     )
+
+
+def _image_settings(folder: Path) -> dict[str, Any] | None:
+    """How images are normalised. The hub's LLaVA has both files, and only the second one says it."""
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            values = json.loads((folder / name).read_text())
+            values = values.get("image_processor", values)
+            if {"image_mean", "image_std"} <= values.keys():
+                return values
+    return None

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pyarrow.parquet as pq
 
+from cache.create import bytes_to_write, require_ours, require_space
 from cache.identity import plain
 from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, ImageRow, rows_bytes, rows_table
 from cache.store import Store
@@ -104,10 +105,22 @@ class Extraction:
         }
 
     def create(self, plan: Plan, *, overwrite: bool = False) -> tuple[Store, Store]:
-        """The image cache and the priors cache, new or resumed."""
+        """The image cache and the priors cache, new or resumed.
+
+        overwrite: caches of other settings are deleted first, but never an image cache outside --cache: others use it.
+        Raises CacheError, before anything is written, for folders that are not ours and for too little free disk.
+        """
         if plan.units == 0:
             reasons = "; ".join(str(f["reason"]) for f in plan.failures[:3])
             raise DatasetError(f"none of the {len(plan.rows)} samples can be used: {reasons}")
+        require_ours(self.cache, "priors", ("manifest.parquet", "rows.parquet"))
+        require_space(
+            {
+                self.images: bytes_to_write(self.images, plan.image_arrays, plan.image_units),
+                self.cache: bytes_to_write(self.cache, plan.arrays, plan.units),
+            }
+        )
+        shared = self.images.resolve() != (self.cache / "images").resolve()
         soft = {name: version(name) for name in LIBRARIES} | {"device": self.device, "data_root": str(self.data_root)}
         images = Store.create_or_resume(
             self.images,
@@ -117,7 +130,8 @@ class Extraction:
             arrays=plan.image_arrays,
             units=plan.image_units,
             files={"rows.parquet": rows_bytes(rows_table(plan.image_rows, IMAGE_SCHEMA))},
-            overwrite=overwrite,
+            overwrite=overwrite and not shared,
+            option="--images" if shared else "--cache",
         )
         soft |= {"lmm": self.lmm.source, "images": relpath(self.images, self.cache)}
         with TemporaryDirectory() as folder:

@@ -20,11 +20,11 @@ from PIL import Image
 from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, PlanRow, Rows
 from cache.scaling import scale_maps, scale_states
 from cache.store import Store
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, PipelineError
 from manifests.schema import read_manifest
 from stages.extract.attention import Captured, Merge
 from stages.extract.images import open_image
-from stages.extract.lmm import FrozenLMM, LMMInput, Tokeniser
+from stages.extract.lmm import FrozenLMM, LMMInput, Tokeniser, first_line
 from stages.extract.presets import LMMPreset
 from stages.extract.sam import encode_images, load_sam, preprocess_sam, sam_config
 
@@ -35,6 +35,9 @@ class WorkUnit:
 
     kind: str
     number: int
+
+    def __str__(self) -> str:
+        return f"unit {self.number} of {self.kind}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +102,14 @@ class ExtractionWorker:
         """Fill and commit one unit; says how many objects and bytes, which samples failed, and where the time went."""
         self.seconds.clear()
         run = self._run_images if unit.kind == "images" else self._run_priors
-        return run(unit.number) | {"kind": unit.kind, "unit": unit.number, "seconds": dict(self.seconds)}
+        try:
+            return run(unit.number) | {"kind": unit.kind, "unit": unit.number, "seconds": dict(self.seconds)}
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            smaller = "a smaller --sam" if unit.kind == "images" else "a smaller --batch-size"
+            raise PipelineError(
+                f"{unit} does not fit into the memory of {self.config.device} ({first_line(error)}): give {smaller} "
+                "(another plan: with --overwrite, or another --cache), or a --device with more"
+            ) from error
 
     def _run_images(self, unit: int) -> dict[str, Any]:
         size = sam_config(self.config.sam).image_size
@@ -108,19 +118,24 @@ class ExtractionWorker:
         rows = np.flatnonzero(self.image_rows.numbers("unit") == unit)
         failures: list[dict[str, Any]] = []
         for start in range(0, len(rows), SAM_BATCH):
-            slots, pixels = [], []
+            good, pixels = [], []
             for row in map(int, rows[start : start + SAM_BATCH]):
                 width, height = (self.image_rows.number(name, row) for name in ("width", "height"))
                 path = self.image_rows.table["path"][row].as_py()
                 try:
                     pixels.append(preprocess_sam(self._open(path, width, height), size)[0])
-                    slots.append(self.image_rows.number("slot", row) - first)
+                    good.append(row)
                 except DatasetError as error:
                     failures.append({"image": row, "reason": str(error)})
-            if slots:
-                with self._timed("sam"):
-                    embeddings = encode_images(self.sam, torch.stack(pixels))
-                    arrays["embedding"][slots] = embeddings.to(torch.float16).cpu().numpy()
+            if not good:
+                continue
+            with self._timed("sam"):
+                embeddings = encode_images(self.sam, torch.stack(pixels)).to(torch.float16).cpu().numpy()
+            for row, embedding in zip(good, embeddings, strict=True):
+                if np.isfinite(embedding).all():
+                    arrays["embedding"][self.image_rows.number("slot", row) - first] = embedding
+                else:
+                    failures.append({"image": row, "reason": "inf or nan in SAM's embedding: give another --sam"})
         return self._commit(self.images, unit, arrays, failures) | {"images": len(rows) - len(failures)}
 
     def _run_priors(self, unit: int) -> dict[str, Any]:
@@ -141,9 +156,9 @@ class ExtractionWorker:
                 captured = self.lmm.run(batch, rows[0].length)
             with self._timed("scale"):
                 fields = stored_fields(captured, self.config.lmm.grid)
-            self._place(arrays, unit, good, fields)
-            objects += sum(row.objects for row in good)
-            samples += len(good)
+            placed = self._place(arrays, unit, good, fields, failures)
+            objects += sum(row.objects for row in placed)
+            samples += len(placed)
         done = {"objects": objects, "samples": samples}
         return self._commit(self.priors, unit, arrays, failures) | done
 
@@ -160,21 +175,34 @@ class ExtractionWorker:
 
     def _open(self, path: str, width: int, height: int) -> Image.Image:
         with self._timed("images"):
-            return open_image(self.config.data_root / path, (width, height))
+            # named as in the manifest: the reason goes into the cache, and the data root may be moved before a resume
+            return open_image(self.config.data_root / path, (width, height), name=path)
 
     def _place(
-        self, arrays: dict[str, np.ndarray], unit: int, rows: list[PlanRow], fields: dict[str, np.ndarray]
-    ) -> None:
-        """Copy the batch's results to the slots that the plan gave them."""
+        self,
+        arrays: dict[str, np.ndarray],
+        unit: int,
+        rows: list[PlanRow],
+        fields: dict[str, np.ndarray],
+        failures: list[dict[str, Any]],
+    ) -> list[PlanRow]:
+        """Copy the batch's results to the slots that the plan gave them; a sample with inf or nan fails instead."""
         done = {"slot": 0, "token_slot": 0, "answer_slot": 0}
+        placed = []
         for row in rows:
             counts = {"slot": row.objects, "token_slot": sum(row.token_counts), "answer_slot": len(row.answer_ids)}
-            for name, values in fields.items():
-                kind = SLOTS_OF[name]
-                start = getattr(row, kind) - unit * len(arrays[name])
-                arrays[name][start : start + counts[kind]] = values[done[kind] : done[kind] + counts[kind]]
+            parts = {name: fields[name][done[kind] : done[kind] + counts[kind]] for name, kind in SLOTS_OF.items()}
+            if bad := [name for name, part in parts.items() if not np.isfinite(part).all()]:
+                reason = f"inf or nan in the LMM's {', '.join(bad)} with {self.config.dtype}: give another --dtype"
+                failures.append({"sample": row.sample, "reason": reason})
+            else:
+                placed.append(row)
+                for name, part in parts.items():
+                    start = getattr(row, SLOTS_OF[name]) - unit * len(arrays[name])
+                    arrays[name][start : start + len(part)] = part
             for kind, count in counts.items():
                 done[kind] += count
+        return placed
 
     def _commit(
         self, store: Store, unit: int, arrays: dict[str, np.ndarray], failures: list[dict[str, Any]]

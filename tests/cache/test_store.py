@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cache import files
+from cache.create import bytes_to_write, require_space
 from cache.layout import ArraySpec
 from cache.store import Store
 from manifests.errors import CacheError, IdentityMismatch
@@ -244,6 +245,42 @@ def test_too_little_disk_is_said_before_anything_is_written(tmp_path: Path, monk
     with pytest.raises(CacheError, match=r"[0-9],[0-9]{3} bytes are needed and 999 are free"):
         make(tmp_path / "cache")
     assert tree(tmp_path) == {}
+
+
+def test_caches_on_one_disk_need_room_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(9999, 9000, 999))
+    one, two = tmp_path / "a" / "images", tmp_path / "a"
+    require_space({one: 600, two: 399})
+    with pytest.raises(CacheError, match=r"a/images and .*/a: 1,000 bytes are needed and 999 are free"):
+        require_space({one: 600, two: 400})
+
+
+def test_what_is_there_already_needs_no_more_room(tmp_path: Path) -> None:
+    whole = bytes_to_write(tmp_path / "cache", ARRAYS, UNITS)
+    store = make(tmp_path / "cache")
+    assert bytes_to_write(store.root, ARRAYS, UNITS) == whole > 0
+    store.write_unit(1, values(1), record(1))
+    assert bytes_to_write(store.root, ARRAYS, UNITS) == whole * 2 // 3
+    fill(store)
+    assert bytes_to_write(store.root, ARRAYS, UNITS) == 0
+
+
+def test_a_cache_that_another_option_chose_is_named_by_it(tmp_path: Path) -> None:
+    made(tmp_path / "cache")
+    with pytest.raises(IdentityMismatch, match=r"Choose another --images$"):
+        make(tmp_path / "cache", units=4, option="--images")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("mine")
+    with pytest.raises(CacheError, match="choose another --images or empty it yourself"):
+        make(tmp_path / "thesis", option="--images")
+
+
+def test_half_made_caches_inside_are_no_strangers(tmp_path: Path) -> None:
+    for name in ("empty", "begun/tmp"):  # what kills leave of an image cache in the folder of its priors
+        (tmp_path / "cache" / name).mkdir(parents=True)
+    (tmp_path / "cache" / "begun" / "cache.lock").touch()
+    assert make(tmp_path / "cache").missing_units() == [0, 1, 2]
 
 
 def test_a_disk_that_fills_up_mid_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,3 +63,7 @@ def test_broken_images_are_told_apart(tmp_path) -> None:
         open_image(text, (64, 48))
     with pytest.raises(DatasetError, match="is missing"):
         open_image(tmp_path / "none.jpg", (64, 48))
+    for path in (good, cut, text, tmp_path / "none.jpg", tmp_path):  # what a cache keeps may not name this machine
+        with pytest.raises(DatasetError, match=r"^train/1\.jpg ") as caught:
+            open_image(path, (48, 64) if path == good else (64, 48), name="train/1.jpg")
+        assert str(tmp_path) not in str(caught.value)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -67,8 +71,6 @@ def test_pieces_are_tokenised_alone_and_words_are_numbered(texts: list[tuple[str
 
 
 def test_identity_is_the_weights_not_the_place(tmp_path) -> None:
-    import shutil
-
     copy = shutil.copytree(TINY.source, tmp_path / "copy")
     assert weights_identity(str(copy)) == weights_identity(TINY.source)
     with (copy / "model.safetensors").open("r+b") as file:
@@ -80,3 +82,19 @@ def test_identity_is_the_weights_not_the_place(tmp_path) -> None:
 def test_missing_weights_say_what_to_do() -> None:
     with pytest.raises(ModelError, match=r"hf download llava-hf/llava-1\.5-7b-hf --local-dir DIR.*--lmm DIR"):
         FrozenLMM(resolve_lmm("llava"))
+
+
+@pytest.mark.parametrize("damage", ["no tokenizer", "another tokenizer", "truncated weights"])
+def test_a_damaged_folder_is_one_line_with_the_folder(tmp_path: Path, damage: str) -> None:
+    copy = shutil.copytree(TINY.source, tmp_path / "copy")
+    if damage == "no tokenizer":
+        for path in copy.glob("tokenizer*"):
+            path.unlink()
+    elif damage == "another tokenizer":
+        (copy / "tokenizer.json").write_text('{"a": 1}')
+    else:
+        with (copy / "model.safetensors").open("r+b") as file:
+            file.truncate(1_000_000)
+    with pytest.raises(ModelError, match=r"copy can not be loaded \(.*download the folder again") as caught:
+        (FrozenLMM if "weights" in damage else Tokeniser)(replace(TINY, source=str(copy)))
+    assert "\n" not in str(caught.value)

@@ -95,6 +95,7 @@ def test_unusable_samples_get_a_reason_and_no_slots(samples: list[Sample], data_
     assert [row.error is None for row in plan.rows] == [True, False, False, False, False, True]
     for word, failure in zip(faults, plan.failures, strict=True):
         assert word in str(failure["reason"]), failure
+    assert not any(str(data_root) in str(failure["reason"]) for failure in plan.failures)
     assert plan.objects == len(good.objects) + len(samples[1].objects)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cache.priors import Priors
@@ -22,6 +26,8 @@ from stages.extract.images import open_image
 from stages.extract.lmm import FrozenLMM, LMMInput, Tokeniser
 from stages.extract.presets import resolve_lmm
 from stages.extract.sam import encode_images, load_sam, preprocess_sam
+from stages.extract.worker import ExtractionWorker
+from tests.cache.caches import make
 from tests.helpers import cli, tree
 
 REPO = Path(__file__).parents[3]
@@ -149,6 +155,15 @@ def test_bad_images_are_listed_and_the_run_goes_on(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "cache.extract.json").read_text())
     assert result["failed_samples"] == 4
     assert result["bytes_per_object"] > 0 and result["seconds"]["total"] > 0
+    before = tree(cache)
+    cli(
+        *["extract", "--dataset", "scenes-refcoco", "--local"],
+        "--cache",
+        cache,
+        "--data-root",
+        root.rename(tmp_path / "x"),
+    )
+    assert tree(cache) == before  # the reasons do not say where the data were
 
 
 def test_a_foreign_folder_and_a_missing_root_are_refused(
@@ -157,10 +172,132 @@ def test_a_foreign_folder_and_a_missing_root_are_refused(
     foreign = tmp_path / "thesis"
     foreign.mkdir()
     (foreign / "chapter.tex").write_text("mine")
-    cli("extract", "--data-root", data_root, "--cache", foreign, "--local", "--overwrite", expect=2)
+    for more in ((), ("--overwrite",), ("--images", tmp_path / "images")):
+        cli("extract", "--data-root", data_root, "--cache", foreign, "--local", *more, expect=2)
+    assert list(tmp_path.rglob("*")) == [foreign, foreign / "chapter.tex"]
     assert (foreign / "chapter.tex").read_text() == "mine"
     cli("extract", "--data-root", tmp_path / "none", "--cache", tmp_path / "cache", "--local", expect=2)
     cli("extract", "--dataset", "refcoco", "--cache", tmp_path / "cache", "--local", expect=2)
     errors = capsys.readouterr().err
     assert "thesis" in errors and "not a folder" in errors and "needs --data-root" in errors
     assert "Traceback" not in errors
+
+
+FEW = ["extract", "--dataset", "scenes-refcoco", "--splits", "val", "--local"]
+
+
+def test_an_image_cache_of_others_is_never_deleted(
+    tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = make(tmp_path / "shared", kind="images").root
+    before = tree(shared)
+    few = [*FEW, "--data-root", data_root, "--cache", tmp_path / "cache"]
+    cli(*few, "--images", shared, "--overwrite", expect=2)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.endswith("Choose another --images") and str(shared) in message
+    assert tree(shared) == before and not (tmp_path / "cache").exists()
+    own = make(tmp_path / "cache" / "images", kind="images").root
+    cli(*few, "--images", own, "--overwrite")  # the cache's own: goes with it
+    assert Store.open(own).complete
+
+
+def test_images_and_priors_must_fit_together(
+    tmp_path: Path, data_root: Path, small_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    stores = Store.open(small_cache / "images"), Store.open(small_cache)
+    sizes = [store.meta.units * store.meta.unit_bytes for store in stores]
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, sum(sizes) - 1))
+    cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local", expect=2)
+    assert f"{sum(sizes):,} bytes are needed and {sum(sizes) - 1:,} are free" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_not_finite_fail_their_sample_only(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FrozenLMM.run
+
+    def overflowing(self: FrozenLMM, batch: list[LMMInput], length: int | None = None) -> Any:
+        captured = run(self, batch, length)
+        captured.hidden[0, 2, 5] = torch.inf  # of the first sample's first token
+        captured.answer_hidden[-1, 0] = torch.nan  # of the last sample's last token
+        return captured
+
+    def unknown(sam: Any, pixels: torch.Tensor) -> torch.Tensor:
+        embeddings = encode_images(sam, pixels)
+        embeddings[1, 3, 2, 2] = 1e6  # overflows in float16
+        return embeddings
+
+    monkeypatch.setattr(FrozenLMM, "run", overflowing)
+    monkeypatch.setattr("stages.extract.worker.encode_images", unknown)
+    cache = tmp_path / "cache"
+    cli(*FEW, "--data-root", data_root, "--cache", cache)
+    priors = Priors.open(cache)
+    order = sorted(range(len(priors)), key=lambda i: (priors.rows.number("batch", i), i))
+    own = {entry["sample"]: entry["reason"] for entry in priors.store.failures()}
+    assert own == {
+        order[0]: "inf or nan in the LMM's hidden, hidden_scale with float32: give another --dtype",
+        order[-1]: "inf or nan in the LMM's answer_hidden with float32: give another --dtype",
+    }
+    for sample in own:
+        row = priors.rows.row(sample)
+        assert not priors.store.read("attention", row.slot, row.slot + row.objects).any()
+        assert not priors.store.read("hidden", row.token_slot, row.token_slot + sum(row.token_counts)).any()
+    assert [entry["image"] for entry in priors.images.failures()] == [1]
+    assert not priors.images.read("embedding", 1, 2).any()
+    assert "inf or nan in SAM's embedding" in priors.failures[1]
+    fine = [i for i in range(len(priors)) if i not in priors.failures]
+    assert fine and all(priors.read(i).attention.any() and priors.embedding(i).any() for i in fine)
+    assert json.loads((tmp_path / "cache.extract.json").read_text())["failed_samples"] == len(priors.failures) == 3
+
+
+def test_the_record_counts_over_runs_and_is_kept_where_nothing_is_left(
+    tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, file = [*FEW, "--data-root", data_root, "--cache", tmp_path / "cache"], tmp_path / "cache.extract.json"
+    run = ExtractionWorker.run
+
+    def stopped(self: ExtractionWorker, unit: Any) -> Any:
+        if unit.kind == "priors":
+            raise KeyboardInterrupt
+        return run(self, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExtractionWorker, "run", stopped)
+        cli(*few, expect=2)
+    first = json.loads(file.read_text())
+    assert first["extracted"].keys() == {"images", "bytes"} and not first["complete"]
+    cli(*few)
+    second = json.loads(file.read_text())
+    assert second["complete"] and second["extracted"]["objects"] == second["objects"] > 0
+    assert second["extracted"]["images"] == first["extracted"]["images"]
+    assert second["seconds"]["total"] > first["seconds"]["total"]
+    assert second["seconds"]["workers_sam"] == first["seconds"]["workers_sam"]  # of the first run
+    capsys.readouterr()
+    kept = file.read_bytes()
+    cli(*few)
+    assert file.read_bytes() == kept
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "nothing was left to do" in last and "bytes/object" in last and f"{second['seconds']['total']:.1f} s" in last
+    shutil.rmtree(tmp_path / "cache")
+    cli(*few)
+    again = json.loads(file.read_text())
+    assert again["extracted"] == second["extracted"]  # a cache made anew, not twice as much
+
+
+@pytest.mark.parametrize(("kind", "cure"), [("images", "--sam"), ("priors", "--batch-size")])
+def test_too_little_memory_names_the_unit_and_the_cure(
+    tmp_path: Path, data_root: Path, kind: str, cure: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+
+    monkeypatch.setattr(
+        *((FrozenLMM, "run") if kind == "priors" else ("stages.extract.worker.encode_images",)), too_large
+    )
+    cli(*FEW, "--data-root", data_root, "--cache", tmp_path / "cache", expect=2)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        f"unit 0 of {kind} does not fit" in last and "Tried to allocate 9 GiB" in last and f"a smaller {cure}" in last
+    )

@@ -1,0 +1,44 @@
+"""What `extract` shows while it runs, with reports that no worker made."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.extract import shown
+from stages.extract.worker import WorkUnit
+
+TODO = [WorkUnit(kind="images", number=0), WorkUnit(kind="priors", number=0), WorkUnit(kind="priors", number=1)]
+PLAN = SimpleNamespace(
+    image_rows=[SimpleNamespace(unit=0)] * 4,
+    rows=[SimpleNamespace(unit=unit, objects=5, error=None) for unit in (0, 0, 1)]
+    + [SimpleNamespace(unit=-1, objects=3, error="no pixels")],
+    failures=[{"sample": 3, "reason": "no pixels"}],
+)
+
+
+def reports() -> Iterator[dict[str, Any]]:
+    """Images for 0.6 s, then 15 objects of 20 MB in 0.2 s, of which one sample fails."""
+    time.sleep(0.6)
+    yield {"kind": "images", "unit": 0, "bytes": 3_000_000, "failures": []}
+    for unit in (0, 1):
+        time.sleep(0.1)
+        failures = [{"sample": 2, "reason": "nan"}] if unit else []
+        yield {"kind": "priors", "unit": unit, "bytes": 10_000_000, "failures": failures}
+
+
+def test_bars_show_rates_and_failures_of_their_own_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [report["unit"] for report in shown(reports(), TODO, PLAN)] == [0, 0, 1]
+    lines = re.split("[\r\n]+", capsys.readouterr().err)
+    images, objects = ([line for line in lines if line.startswith(name)][-1] for name in ("images", "objects"))
+    assert "4/4" in images and "image/s, 5 MB/s, 0 failed" in images
+    found = re.search(r"15/15 .* ([\d.]+)object/s, (\d+) MB/s, (\d+) failed", objects)
+    assert found, objects
+    rate, megabytes, failed = map(float, found.groups())
+    assert failed == 2  # one at planning, one in the LMM
+    assert 30 < rate <= 75 and 40 < megabytes <= 100  # not 15 / 0.8 s: the time of the images is not theirs

@@ -1,0 +1,53 @@
+"""What a worker raises reaches the user as one line: locally as it was, through Ray with the unit's name."""
+
+from __future__ import annotations
+
+import pytest
+import ray
+from ray.exceptions import OutOfMemoryError
+from ray.util import ActorPool
+
+from manifests.errors import PipelineError
+from pipeline import runtime
+
+OPTIONS = {"workers": 1, "gpus": False, "threads": 1}
+
+
+def fake_worker() -> object:
+    class Worker:  # here, so that it travels to Ray by value
+        def run(self, unit: str) -> dict[str, str]:
+            if unit == "unit 3":
+                raise KeyError("no such thing")
+            return {"unit": unit}
+
+    return Worker()
+
+
+def test_an_error_of_a_worker_arrives_through_ray_with_its_unit() -> None:
+    reports = runtime.run_units(fake_worker, ["unit 1", "unit 2", "unit 3"], local=False, **OPTIONS)
+    assert [next(reports)["unit"], next(reports)["unit"]] == ["unit 1", "unit 2"]
+    with pytest.raises(PipelineError, match=r"^unit 3: KeyError: .*; --local shows the whole traceback$"):
+        next(reports)
+
+
+def test_rays_own_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Remote:
+        def options(self, **_: object) -> Remote:
+            return self
+
+        def remote(self) -> None: ...
+
+    def out_of_memory(*_: object) -> None:
+        raise OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node was 15 GB")
+
+    monkeypatch.setattr(runtime, "_start_ray", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "remote", lambda _: Remote())
+    monkeypatch.setattr(ActorPool, "map_unordered", out_of_memory)
+    with pytest.raises(PipelineError, match=r"OutOfMemoryError: Task was killed.*fewer --workers.*--local") as caught:
+        list(runtime.run_units(fake_worker, ["unit 1"], local=False, **OPTIONS))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_local_error_keeps_its_traceback() -> None:
+    with pytest.raises(KeyError):
+        list(runtime.run_units(fake_worker, ["unit 3"], local=True, **OPTIONS))
