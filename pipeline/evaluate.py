@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import IdentityMismatch, PipelineError
-from pipeline.train_head import choose_device
+from pipeline.train_head import bytes_read, choose_device, prepare_out, shown_bytes
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,23 +40,26 @@ def run(args: Evaluate) -> None:
 
     from cache.priors import Priors
     from manifests.errors import DatasetError
-    from stages.evaluate.report import markdown, write_report
+    from stages.evaluate.report import is_evaluation, markdown, write_report
     from stages.evaluate.stage import draw_cases, held_out, run_head, summarise
     from stages.train_head.heads import load_head
 
     start = time.perf_counter()
     if not 0 < args.lam < 1:
         raise PipelineError(f"--lam {args.lam}: must lie between 0 and 1")
+    if args.batch_size < 1:
+        raise PipelineError(f"--batch-size {args.batch_size}: must be at least 1")
     priors = Priors.open(args.cache)
     head = load_head(args.head)
     training = _same_priors(args.head, priors)
     indices = held_out(priors, args.splits)
+    device = choose_device(args.device)
+    prepare_out(args.out, "evaluation", is_evaluation)
     with tqdm(total=len(indices), desc="evaluate", unit="sample") as bar:
-        outcome = run_head(
-            head, priors, indices, batch_size=args.batch_size, device=choose_device(args.device), on_batch=bar.update
-        )
+        outcome = run_head(head, priors, indices, batch_size=args.batch_size, device=device, on_batch=bar.update)
     soft = priors.store.meta.soft
     objects = len(outcome.referring) + len(outcome.narrative)
+    read = bytes_read(priors, head)
     about = {
         "lmm": soft.get("lmm", "unknown"),
         "head": f"{training['head']}, {training['parameters']:,} parameters, {len(training['epochs'])} epochs",
@@ -67,6 +70,7 @@ def run(args: Evaluate) -> None:
         "lam": args.lam,
         "seconds": round(outcome.seconds, 2),
         "seconds per 1000 objects": round(1000 * outcome.seconds / max(1, objects), 2),
+        **{name.replace("_", " "): value for name, value in read.items()},
         "identity": priors.identity,
     }
     evaluation = summarise(outcome, priors, head, lam=args.lam, run=about)
@@ -80,8 +84,8 @@ def run(args: Evaluate) -> None:
     print(markdown(evaluation))
     print(
         f"evaluate: {objects} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted as "
-        f"misses); {time.perf_counter() - start:.1f} s\n  metrics  {paths.metrics}\n  report   {paths.page}\n"
-        f"  pictures {paths.sheet}"
+        f"misses); cache: {shown_bytes(read)}; {time.perf_counter() - start:.1f} s\n"
+        f"  metrics  {paths.metrics}\n  report   {paths.page}" + (f"\n  pictures {paths.sheet}" if paths.sheet else "")
     )
 
 

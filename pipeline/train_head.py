@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -51,11 +53,15 @@ def run(args: TrainHead) -> None:
     from tqdm import tqdm
 
     from cache.priors import Priors
-    from stages.train_head.trainer import train
+    from stages.train_head.heads.base import is_head
+    from stages.train_head.trainer import train, trainable
 
     start = time.perf_counter()
     priors = Priors.open(args.cache, memory_bytes=int(args.memory_gb * 2**30))
+    trainable(priors)
+    device = choose_device(args.device)
     head, recipe = build(args, priors)
+    prepare_out(args.out, "head", is_head)
     bar = tqdm(desc="train", unit="step")
 
     def on_step(news: dict[str, Any]) -> None:
@@ -69,8 +75,10 @@ def run(args: TrainHead) -> None:
         bar.update()
 
     counted = {"objects": 0}
-    history = train(head, priors, recipe, device=choose_device(args.device), on_step=on_step)
+    history = train(head, priors, recipe, device=device, on_step=on_step)
     bar.close()
+    path = args.out / "training.json"
+    path.unlink(missing_ok=True)  # new weights never lie beside the identity of older ones
     head.save(args.out)
     record = {
         "command": "train-head",
@@ -82,15 +90,18 @@ def run(args: TrainHead) -> None:
         "epochs": history.epochs,
         "steps": history.steps,
         "objects": history.objects,
+        "failed_samples": history.failed,
+        **bytes_read(priors, head),
         "seconds": {"total": round(time.perf_counter() - start, 2), "training": round(history.seconds, 2)},
         "objects_per_s": round(history.objects / max(1e-9, history.seconds), 1),
         "data_wait_share": round(history.waiting / max(1e-9, history.seconds), 4),
     }
-    path = args.out / "training.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(
         f"train-head: {record['parameters']:,} parameters, {history.steps} steps, {record['objects_per_s']} objects/s, "
-        f"waited for data {100 * record['data_wait_share']:.1f} % of {history.seconds:.1f} s; head: {args.out}"
+        f"waited for data {100 * record['data_wait_share']:.1f} % of {history.seconds:.1f} s; "
+        f"cache: {shown_bytes(record)}; failed samples: {history.failed['train']} training (left out), "
+        f"{history.failed['val']} validation (misses); {record['seconds']['total']:.1f} s; head: {args.out}"
     )
 
 
@@ -109,7 +120,8 @@ def build(args: TrainHead, priors: Any) -> tuple[Any, Any]:
     preset = args.preset if args.preset != "auto" else ("demo" if priors.channels < 128 else "paper")
     try:
         recipe = replace(RECIPES[preset], batch_size=args.batch_size, seed=args.seed)
-        recipe = replace(recipe, epochs=args.epochs or recipe.epochs, lr=args.lr or recipe.lr)
+        given: dict[str, Any] = {"epochs": args.epochs, "lr": args.lr}
+        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
         sam = priors.identity["images"]["identity"]["sam"]
         sizes = SamConfig.from_dict({k: v for k, v in sam.items() if k not in ("weights", "dtype", "name")})
         config = replace(
@@ -128,6 +140,39 @@ def build(args: TrainHead, priors: Any) -> tuple[Any, Any]:
     if args.refiner:
         head.start_from(load_sam(sam["name"], args.sam_checkpoint))
     return head, recipe
+
+
+def prepare_out(out: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
+    """Makes the folder and writes there once, before the work; PipelineError if it holds other things than `what`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        found = sorted(path.name for path in out.iterdir())
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise PipelineError(f"--out {out} can not be written ({error.strerror}); choose another folder") from None
+    if found and not is_ours(out):
+        raise PipelineError(
+            f"--out {out} is not empty and holds no {what} of this program (but {', '.join(found[:3])}); "
+            "choose another folder, or empty it yourself"
+        )
+
+
+def bytes_read(priors: Any, head: Any) -> dict[str, float]:
+    """What the cache's arrays take on disk, padding included: per object, and per image if the head looks at those."""
+    objects = sum(len(s.objects) for i, s in enumerate(priors.samples) if i not in priors.failures)
+    meta = priors.store.meta
+    found = {"bytes_per_object": round(meta.units * meta.unit_bytes / max(1, objects), 1)}
+    if head.refined_size is not None:
+        meta = priors.images.meta
+        found["bytes_per_image"] = round(meta.units * meta.unit_bytes / max(1, len(priors.image_rows)), 1)
+    return found
+
+
+def shown_bytes(found: dict[str, Any]) -> str:
+    """`bytes_read` as extract prints it."""
+    per_image = f" (+ {found['bytes_per_image']:,.0f} per image)" if "bytes_per_image" in found else ""
+    return f"{found['bytes_per_object']:,.0f} bytes/object{per_image}"
 
 
 def choose_device(name: str) -> str:

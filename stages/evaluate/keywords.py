@@ -36,6 +36,8 @@ class WordResult:
     """
 
     sample_id: str
+    dataset: str
+    split: str
     image_id: str
     words: tuple[str, ...]
     truth: np.ndarray
@@ -67,6 +69,9 @@ class KeywordRow:
     """One method's line of the table. `lam` is the selector's threshold, None for a baseline."""
 
     protocol: str
+    dataset: str
+    """Of the texts; where they are of several, all names joined by " + " (also in `split`)."""
+    split: str
     method: str
     lam: float | None
     samples: int
@@ -153,6 +158,8 @@ def _row(
     chosen_in, true_in = sample[chosen_start], sample[true_start]
     return KeywordRow(
         protocol=PROTOCOL,
+        dataset=" + ".join(dict.fromkeys(r.dataset for r in results)),
+        split=" + ".join(dict.fromkeys(r.split for r in results)),
         method=method,
         lam=lam,
         samples=len(results),

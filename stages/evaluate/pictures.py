@@ -116,7 +116,8 @@ def draw_panels(case: Case, side: int = PANEL) -> list[Panel]:
         picture = _masked(case.image, case.coarse, COARSE, side)
         panels.append(Panel(title="Coarse mask", note=note, colour=COARSE, picture=picture))
     note, picture = f"IoU {100 * case.iou:.0f}", _masked(case.image, case.refined, REFINED, side)
-    panels.append(Panel(title="Refined mask", note=note, colour=REFINED, picture=picture))
+    title = "Predicted mask" if case.coarse is None else "Refined mask"
+    panels.append(Panel(title=title, note=note, colour=REFINED, picture=picture))
     return panels
 
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -23,9 +23,11 @@ from stages.evaluate.bootstrap import Estimate
 from stages.evaluate.keywords import KeywordRow
 from stages.evaluate.pictures import Case, draw_panels, draw_sheet
 from stages.evaluate.png import CURVE, GROUPS, PngRow
-from stages.evaluate.res import ResRow
+from stages.evaluate.res import THRESHOLDS, ResRow
+from stages.evaluate.results import by_split
 
-SCHEMA: Final = 1
+Row = TypeVar("Row", ResRow, PngRow)
+SCHEMA: Final = 2
 _SHEET_ROWS: Final = 8
 _PANEL: Final = 320  # side of a picture in the page, pixels: shown at about half of it, sharp on dense screens
 _FAILURES_SHOWN: Final = 200
@@ -65,15 +67,25 @@ def write_report(out_dir: Path, evaluation: Evaluation, cases: Sequence[Case] = 
     The page shows all cases, the sheet the first eight. Raises ValueError for a number that JSON does not know (NaN).
     """
     numbers = json.dumps(metrics(evaluation), indent=2, allow_nan=False) + "\n"
+    text, html = markdown(evaluation), page(evaluation, cases)
     out_dir.mkdir(parents=True, exist_ok=True)
     for name in ("metrics.json", "sheet.png"):  # of an earlier run
         (out_dir / name).unlink(missing_ok=True)
     return ReportPaths(
         sheet=draw_sheet(cases[:_SHEET_ROWS], out_dir / "sheet.png") if cases else None,
-        markdown=_write(out_dir / "results.md", markdown(evaluation)),
-        page=_write(out_dir / "report.html", page(evaluation, cases)),
+        markdown=_write(out_dir / "results.md", text),
+        page=_write(out_dir / "report.html", html),
         metrics=_write(out_dir / "metrics.json", numbers),
     )
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Did `write_report` fill this folder, in this version of the program or an earlier one?"""
+    try:
+        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"schema", "protocols", "run"} <= record.keys()
 
 
 def metrics(evaluation: Evaluation) -> dict[str, Any]:
@@ -98,11 +110,11 @@ def markdown(evaluation: Evaluation) -> str:
     if evaluation.res:
         lines = [
             [f"{r.dataset} {r.split} ({r.protocol})", r.which, _interval(r.ciou), _interval(r.miou)]
-            + [_percent(r.precision_at[t]) for t in ("0.5", "0.7", "0.9")]
+            + [_percent(r.precision_at[t]) for t in map(str, THRESHOLDS)]
             + [str(r.objects), str(r.failed)]
             for r in evaluation.res
         ]
-        head = ["Referring (protocol)", "mask", "cIoU", "mIoU", "P@0.5", "P@0.7", "P@0.9", "objects", "failed"]
+        head = ["Referring (protocol)", "mask", "cIoU", "mIoU", *(f"P@{t}" for t in THRESHOLDS), "objects", "failed"]
         parts.append(_table(head, lines))
     if evaluation.png:
         lines = [
@@ -114,12 +126,12 @@ def markdown(evaluation: Evaluation) -> str:
         parts.append(_table(["Narrative (average recall)", "mask", *GROUPS, "objects", "failed"], lines))
     if evaluation.keywords:
         lines = [
-            [r.method if r.lam is None else f"{r.method} (λ = {r.lam:g})"]
+            [f"{r.dataset} {r.split}", r.method if r.lam is None else f"{r.method} (λ = {r.lam:g})"]
             + [_percent(value) for value in (r.word.precision, r.word.recall)]
             + [_interval(level.f1) for level in (r.word, r.phrase, r.overlap)]
             for r in evaluation.keywords
         ]
-        head = ["Keywords", "word P", "word R", "word F1", "phrase F1", "phrase F1 (overlap > ½)"]
+        head = ["Keywords", "method", "word P", "word R", "word F1", "phrase F1", "phrase F1 (overlap > ½)"]
         parts.append(_table(head, lines))
     return "\n".join(parts)
 
@@ -143,25 +155,29 @@ def page(evaluation: Evaluation, cases: Sequence[Case] = ()) -> str:
         groups=GROUPS,
         tiles=_tiles(evaluation),
         recall=_recall_lines(evaluation.png),
-        sweep=_sweep_lines(evaluation.sweep),
+        sweep=[(" ".join(name), _sweep_lines(rows)) for name, rows in by_split(evaluation.sweep).items()],
         failures=list(evaluation.failures.items())[:_FAILURES_SHOWN],
         cases=[(case, [(panel, _data_url(panel.picture)) for panel in draw_panels(case, _PANEL)]) for case in cases],
     )
 
 
+def _final(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the head's last masks: refined ones, coarse ones where it has no refiner."""
+    return [row for row in rows if row.which == "refined"] or list(rows)
+
+
 def _tiles(evaluation: Evaluation) -> list[tuple[str, str, Estimate | None]]:
-    """The numbers at the top: (name, what of, value), refined masks and the selector only."""
-    tiles = [(f"{r.dataset} {r.split}", "cIoU", r.ciou) for r in evaluation.res if r.which == "refined"]
+    """The numbers at the top: (name, what of, value), final masks and the selector only."""
+    tiles = [(f"{r.dataset} {r.split}", "cIoU", r.ciou) for r in _final(evaluation.res)]
     tiles += [
-        (f"{r.dataset} {r.split}", "average recall", r.groups["all"].average_recall)
-        for r in evaluation.png
-        if r.which == "refined"
+        (f"{r.dataset} {r.split}", "average recall", r.groups["all"].average_recall) for r in _final(evaluation.png)
     ]
-    return tiles + [("keywords", "word F1", r.word.f1) for r in evaluation.keywords if r.method == "selector"]
+    selector = [r for r in evaluation.keywords if r.method == "selector"]
+    return tiles + [(f"{r.dataset} {r.split}", "keyword F1 (words)", r.word.f1) for r in selector]
 
 
 def _recall_lines(rows: Sequence[PngRow]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """For each refined row: its name and (group, SVG points) of recall over the IoU threshold."""
+    """For each row of final masks: its name and (group, SVG points) of recall over the IoU threshold."""
     return [
         (
             f"{row.dataset} {row.split}",
@@ -171,8 +187,7 @@ def _recall_lines(rows: Sequence[PngRow]) -> list[tuple[str, list[tuple[str, str
                 if row.groups[name].recall
             ],
         )
-        for row in rows
-        if row.which == "refined"
+        for row in _final(rows)
     ]
 
 

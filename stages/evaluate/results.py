@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
@@ -108,9 +108,22 @@ def columns(results: Sequence[ObjectResult], which: Which) -> Columns:
     )
 
 
-def by_split(results: Sequence[ObjectResult]) -> dict[tuple[str, str], list[ObjectResult]]:
-    """Results grouped by (dataset, split), groups in the order of their first object."""
-    groups: dict[tuple[str, str], list[ObjectResult]] = {}
+class OfSplit(Protocol):
+    """A result or a row that belongs to a dataset and a split."""
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def split(self) -> str: ...
+
+
+R = TypeVar("R", bound=OfSplit)
+
+
+def by_split(results: Sequence[R]) -> dict[tuple[str, str], list[R]]:
+    """Results grouped by (dataset, split), groups in the order of their first result."""
+    groups: dict[tuple[str, str], list[R]] = {}
     for result in results:
         groups.setdefault((result.dataset, result.split), []).append(result)
     return groups

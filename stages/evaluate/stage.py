@@ -15,16 +15,23 @@ from manifests.errors import DatasetError
 from manifests.masks import area, decode
 from manifests.schema import Object, Sample
 from stages.evaluate.baselines import Lexicon, NounPhrases
-from stages.evaluate.keywords import WordResult, summarise_chooser, summarise_keywords, sweep_keywords, word_scores
+from stages.evaluate.keywords import (
+    KeywordRow,
+    WordResult,
+    summarise_chooser,
+    summarise_keywords,
+    sweep_keywords,
+    word_scores,
+)
 from stages.evaluate.keywords import words_of as words_in
 from stages.evaluate.metrics import intersection_union
 from stages.evaluate.pictures import Case, choose_cases
 from stages.evaluate.png import summarise_png
 from stages.evaluate.report import Evaluation
 from stages.evaluate.res import summarise_res
-from stages.evaluate.results import ObjectResult, Which
+from stages.evaluate.results import ObjectResult, Which, by_split
 from stages.extract.images import open_image
-from stages.train_head.data import PriorsLike, as_box, prefetch, read_batch
+from stages.train_head.data import PriorsLike, as_box, prefetch, read_batch, splits_of
 from stages.train_head.heads.base import Head, ImageLogits, crop_resize, to_image_masks
 
 
@@ -41,10 +48,15 @@ class Outcome:
 
 def held_out(priors: PriorsLike, splits: Sequence[str] | None = None) -> list[int]:
     """Samples to evaluate: those of the given splits, by default all but `train`."""
+    if unknown := set(splits or ()) - {s.split for s in priors.samples}:
+        raise DatasetError(
+            f"--splits {' '.join(sorted(unknown))}: the cache has no such split; its splits are {splits_of(priors)}"
+        )
     chosen = [i for i, s in enumerate(priors.samples) if (s.split != "train" if splits is None else s.split in splits)]
     if not chosen:
-        known = ", ".join(dict.fromkeys(s.split for s in priors.samples))
-        raise DatasetError(f"the cache has no sample to evaluate; its splits are {known}: name one with --splits")
+        raise DatasetError(
+            f"the cache has no sample to evaluate; its splits are {splits_of(priors)}: name one with --splits"
+        )
     return chosen
 
 
@@ -95,7 +107,13 @@ def run_head(
                     used += count
                 outcome.words.append(
                     WordResult(
-                        sample_id=sample.sample_id, image_id=sample.image_id, words=words, truth=truth, scores=scores
+                        sample_id=sample.sample_id,
+                        dataset=sample.dataset,
+                        split=sample.split,
+                        image_id=sample.image_id,
+                        words=words,
+                        truth=truth,
+                        scores=scores,
                     )
                 )
         on_batch(len(group))
@@ -136,17 +154,22 @@ def summarise(outcome: Outcome, priors: PriorsLike, head: Head, *, lam: float, r
     """The protocols' tables. `lam`: threshold of the keyword selector."""
     kinds: tuple[Which, ...] = ("refined", "coarse") if head.refined_size is not None else ("coarse",)
     train = [words_in(s.pieces) for s in priors.samples if s.split == "train" and s.task == "narrative"]
-    keywords = [summarise_keywords(outcome.words, lam)]
-    if outcome.words and train:
-        keywords.append(summarise_chooser(outcome.words, "lexicon", Lexicon.fit(train)))
-    if outcome.words and all(s.dataset.startswith(("scenes", "shifted")) for s in priors.samples):
-        keywords.append(summarise_chooser(outcome.words, "every noun phrase", NounPhrases.for_scenes()))
+    lexicon = Lexicon.fit(train)
+    keywords: list[KeywordRow | None] = []
+    sweep: list[KeywordRow] = []
+    for (dataset, _), words in by_split(outcome.words).items():
+        keywords.append(summarise_keywords(words, lam))
+        if train:
+            keywords.append(summarise_chooser(words, "lexicon", lexicon))
+        if dataset.startswith(("scenes", "shifted")):
+            keywords.append(summarise_chooser(words, "every noun phrase", NounPhrases.for_scenes()))
+        sweep += sweep_keywords(words)
     return Evaluation(
         run=run,
         res=[row for kind in kinds for row in summarise_res(outcome.referring, kind)],
         png=[row for kind in kinds for row in summarise_png(outcome.narrative, kind)],
         keywords=[row for row in keywords if row is not None],
-        sweep=sweep_keywords(outcome.words) if outcome.words else [],
+        sweep=sweep,
         failures=outcome.failures,
     )
 
@@ -180,11 +203,11 @@ def draw_cases(
                 image=np.asarray(open_image(data_root / sample.image_path, (sample.width, sample.height))),
                 truth=decode(sample.objects[item].mask),
                 refined=refined,
-                coarse=coarse,
+                coarse=None if logits.refined is None else coarse,
                 attention=attention[0].numpy(),
                 caption=sample.objects[item].phrase,
                 iou=result.intersection / max(1, result.union),
-                coarse_iou=result.coarse_intersection / max(1, result.coarse_union),
+                coarse_iou=None if logits.refined is None else result.coarse_intersection / max(1, result.coarse_union),
                 kind=kind,
             )
         )

@@ -37,6 +37,11 @@ class PriorsLike(Protocol):
     def image_box(self, index: int) -> tuple[int, int, int, int, int]: ...
 
 
+def splits_of(priors: PriorsLike) -> str:
+    """The splits that a cache has, for messages: "train, val"."""
+    return ", ".join(dict.fromkeys(sample.split for sample in priors.samples)) or "none"
+
+
 @dataclass(kw_only=True, slots=True)
 class Batch:
     """Samples of one step: `indices` into the manifest, what the head looks at, the priors they came from."""

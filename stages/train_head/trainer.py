@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from manifests.masks import decode
-from stages.train_head.data import Batch, PriorsLike, prefetch, read_batch, targets_of
+from manifests.errors import DatasetError
+from manifests.masks import area, decode
+from stages.train_head.data import Batch, PriorsLike, prefetch, read_batch, splits_of, targets_of
 from stages.train_head.heads.base import Head, to_image_masks
 from stages.train_head.losses import head_loss
 from stages.train_head.targets import Targets
@@ -40,7 +41,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "clip"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # also for nan
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be in [0, 1), not {self.warmup}")
@@ -59,6 +60,8 @@ class History:
     seconds: float = 0.0
     waiting: float = 0.0
     """Seconds the optimiser waited for data."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """Samples that failed in extraction: of `train`, left out; of the validated ones, misses of all their objects."""
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
@@ -72,6 +75,23 @@ def rate(step: int, steps: int, warmup: float) -> float:
 def split_indices(priors: PriorsLike, split: str) -> list[int]:
     """Samples of a split, in the manifest's order."""
     return [i for i, sample in enumerate(priors.samples) if sample.split == split]
+
+
+def trainable(priors: PriorsLike) -> list[int]:
+    """Samples of the split `train` without the failed ones; DatasetError where there is none."""
+    found = split_indices(priors, "train")
+    if not found:
+        raise DatasetError(
+            f"the cache has no sample of the split 'train' (its splits: {splits_of(priors)}); extract that split too"
+        )
+    usable = [i for i in found if i not in priors.failures]
+    if not usable:
+        raise DatasetError(
+            f"all {len(found)} samples of the split 'train' failed in extraction (the first: "
+            f"{' '.join(priors.failures[found[0]].split())}; the cache's splits: {splits_of(priors)}); "
+            "mend the cause and extract again"
+        )
+    return usable
 
 
 def epoch_order(indices: list[int], seed: int, epoch: int) -> list[int]:
@@ -94,12 +114,10 @@ def train(
     on_step is told {"epoch", "steps", "objects", "loss"} after every step, and {"validation": ...} after every epoch.
     """
     torch.manual_seed(config.seed)
-    train_split = split_indices(priors, "train")
+    train_split = trainable(priors)
     # narratives have no split of their own for choices: PNG's `val` is what papers report
     val_split = [i for i in split_indices(priors, "val") if priors.samples[i].task == "referring"][: config.validate]
     per_epoch = math.ceil(len(train_split) / config.batch_size)
-    if not per_epoch:
-        raise ValueError("the cache holds no samples of the split 'train'")
     head.to(device).train()
     optimizer = torch.optim.AdamW(
         [p for p in head.parameters() if p.requires_grad],
@@ -109,7 +127,9 @@ def train(
     )
     steps = config.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: rate(s, steps, config.warmup))
-    history, start = History(), time.perf_counter()
+    splits = {"train": split_indices(priors, "train"), "val": val_split}
+    failed = {name: sum(i in priors.failures for i in split) for name, split in splits.items()}
+    history, start = History(failed=failed), time.perf_counter()
     for epoch in range(config.epochs):
         losses: list[float] = []
         waited = time.perf_counter()
@@ -145,12 +165,15 @@ def _examples(priors: PriorsLike, head: Head, order: list[int], config: TrainCon
 
 @torch.no_grad()
 def validate(head: Head, priors: PriorsLike, indices: list[int], batch_size: int, device: str) -> dict[str, float]:
-    """cIoU over the objects of these samples at the images' own sizes, coarse and refined."""
+    """cIoU over the objects of these samples at the images' own sizes, coarse and refined; failed samples miss."""
     was_training = head.training
     head.eval()
     sums = torch.zeros(2, 2, dtype=torch.int64)
     for start in range(0, len(indices), batch_size):
-        batch = read_batch(priors, indices[start : start + batch_size], embeddings=head.refined_size is not None)
+        group = indices[start : start + batch_size]
+        batch = read_batch(priors, group, embeddings=head.refined_size is not None)
+        missed = [i for i in group if batch is None or i not in batch.indices]
+        sums[:, 1] += sum(area(o.mask) for i in missed for o in priors.samples[i].objects)
         if batch is None:
             continue
         inputs = batch.inputs.to(device)

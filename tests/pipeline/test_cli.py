@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.helpers import cli
+from manifests.scenes.write import ScenesConfig, write_scenes
+from pipeline import cli as module
+from pipeline.inspect import LMMs
+from tests.helpers import cli, tree
 
 OPTIONS = {
     "extract": ["--lmm", "--dataset", "--data-root", "--cache", "--images", "--splits", "--limit", "--sentences",
@@ -57,9 +62,12 @@ def test_llava_without_weights_ends_in_one_clear_line(
         (["extract", "--lmm", "nothing"], "known are tiny, llava"),
         (["extract", "--batch-size", "0"], "must be at least 1"),
         (["extract", "--dtype", "int8"], "float32, bfloat16 or float16"),
+        (["extract", "--device", "foo"], "--device foo: torch has "),
+        (["extract", "--device", "cuda:99"], "--device cuda:99: torch has "),
         (["train-head", "--cache", "nowhere"], "run extract first"),
         (["evaluate", "--cache", "nowhere"], "run extract first"),
         (["evaluate", "--lam", "2"], "between 0 and 1"),
+        (["evaluate", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["cache", "info", "--cache", "nowhere"], "run extract first"),
     ],
 )
@@ -71,6 +79,35 @@ def test_wrong_input_is_one_line_with_a_cure(
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith("error: ") and says in error[-1]
     assert "Traceback" not in "\n".join(error)
+
+
+@pytest.mark.parametrize(
+    ("raised", "line"),
+    [
+        (OSError(28, "No space left", "/a/b"), "error: /a/b: No space left; free it, or choose another place"),
+        (OSError(28, "No space left"), "error: No space left; free it, or choose another place"),
+        (ConnectionError("no Ray\nat host:1"), "error: no Ray at host:1"),
+        (OSError(), "error: OSError()"),
+    ],
+)
+def test_errors_of_the_system_say_what_they_know(
+    raised: OSError, line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: object) -> None:
+        raise raised
+
+    monkeypatch.setitem(module.RUN, LMMs, fails)
+    cli("lmms", expect=2)
+    assert capsys.readouterr().err.strip() == line
+
+
+def test_a_numbered_gpu_counts_as_one(
+    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device, count in (("cuda:1", 1), ("cuda", 2), ("auto", 2)):
+        cli("extract", "--data-root", data_root, "--cache", tmp_path / "c", "--device", device, "--dry-run")
+        assert f"{count} GPU(s), {count} Ray worker(s)" in capsys.readouterr().out
 
 
 def test_lmms_lists_grid_channels_and_bytes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,3 +132,26 @@ def test_manifest_and_cache_commands(
     assert info["state"] == "complete" and info["arrays"]["attention"]["shape"][1:] == [30, 12, 12]
     cli("cache", "verify", "--cache", small_cache)
     assert "every byte as committed" in capsys.readouterr().out
+
+
+def test_another_version_of_the_dataset_is_refused_and_names_the_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, cache = tmp_path / "scenes", tmp_path / "cache"
+    write_scenes(root, ScenesConfig(train=1, val=1, test_a=1, test_b=1, narratives=1, shifted=1))
+    command = ["extract", "--dataset", "scenes-refcoco", "--splits", "val", "--local"]
+    command += ["--data-root", str(root), "--cache", str(cache)]
+    cli(*command)
+    before = tree(cache)
+    path = root / "refcoco/refcoco/refs(unc).p"
+    refs = pickle.loads(path.read_bytes())
+    changed = next(ref for ref in refs if ref["split"] == "val")["sentences"][0]
+    said, changed["sent"] = changed["sent"], "another thing"
+    path.write_bytes(pickle.dumps(refs, protocol=2))
+    capsys.readouterr()
+    cli(*command, expect=2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    field = "files.manifest.parquet.pieces[0][0].text"
+    assert f'{field}: cache has "{said}", this run "another thing"' in errors[0] and "--overwrite" in errors[0]
+    assert tree(cache) == before

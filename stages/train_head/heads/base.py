@@ -183,6 +183,14 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def is_head(folder: Path) -> bool:
+    """Did a head's `save` fill this folder?"""
+    try:
+        return bool(read_description(folder))
+    except ModelError:
+        return False
+
+
 @dataclass(kw_only=True, slots=True)
 class ImageLogits:
     """One sample's logits at the size of its image, n objects."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -25,7 +26,15 @@ from stages.evaluate.keywords import (
 def make(truth: list[int], scores: list[float] | None, sample: str = "s0") -> WordResult:
     words = tuple(f"w{k}" for k in range(len(truth)))
     values = None if scores is None else np.array(scores)
-    return WordResult(sample_id=sample, image_id=sample, words=words, truth=np.array(truth, np.int64), scores=values)
+    return WordResult(
+        sample_id=sample,
+        dataset="scenes-png",
+        split="val",
+        image_id=sample,
+        words=words,
+        truth=np.array(truth, np.int64),
+        scores=values,
+    )
 
 
 def phrases(labels: list[int]) -> list[set[int]]:
@@ -143,6 +152,13 @@ def test_sweep_falls_in_recall() -> None:
     assert [row.lam for row in rows] == sorted({row.lam for row in rows})
     at = {row.lam: row for row in rows}
     assert at[0.3] == summarise_keywords(results, 0.3, draws=0)
+
+
+def test_a_row_names_all_the_data_it_was_made_of() -> None:
+    here, there = make([0], [0.9]), replace(make([0], [0.1]), dataset="shifted-png")
+    (row, pooled) = (summarise_keywords(texts, 0.3) for texts in ([here], [here, there]))
+    assert (row.dataset, row.split, row.word.right) == ("scenes-png", "val", 1)
+    assert (pooled.dataset, pooled.split, pooled.samples) == ("scenes-png + shifted-png", "val", 2)
 
 
 def test_nothing_to_measure() -> None:

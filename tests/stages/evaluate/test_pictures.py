@@ -48,6 +48,10 @@ def test_attention_is_bright_where_it_is_high(make_case) -> None:
     assert picture[30, 5] < 0.5 * picture.max()
 
 
+def test_the_only_mask_of_a_head_is_not_called_refined(make_case) -> None:
+    assert [panel.title for panel in draw_panels(make_case(), 48)] == ["Image", "Ground truth", "Predicted mask"]
+
+
 @pytest.mark.parametrize("empty", [np.zeros((36, 48), bool), np.ones((36, 48), bool)])
 def test_empty_and_full_masks_and_no_attention_at_all(make_case, empty: np.ndarray) -> None:
     panels = draw_panels(make_case(refined=empty, attention=np.zeros((4, 4)), iou=0.0), 96)

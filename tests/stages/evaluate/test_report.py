@@ -18,7 +18,7 @@ from stages.evaluate.bootstrap import Estimate
 from stages.evaluate.keywords import WordResult, summarise_chooser, summarise_keywords, sweep_keywords
 from stages.evaluate.pictures import draw_sheet
 from stages.evaluate.png import summarise_png
-from stages.evaluate.report import Evaluation, markdown, metrics, page, write_report
+from stages.evaluate.report import Evaluation, is_evaluation, markdown, metrics, page, write_report
 from stages.evaluate.res import summarise_res
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\" & 'ring'"
@@ -50,6 +50,8 @@ def evaluation(make_object, make_missed) -> Evaluation:
     words = [
         WordResult(
             sample_id=str(k),
+            dataset="scenes-png" if k < 4 else "shifted-png",
+            split="val",
             image_id=str(k),
             words=("the", "ring", "."),
             truth=np.array([0, 0, -1]),
@@ -62,10 +64,11 @@ def evaluation(make_object, make_missed) -> Evaluation:
         res=[*summarise_res(results), *summarise_res(results, "coarse")],
         png=summarise_png([replace(r, dataset="png") for r in results]),
         keywords=[
-            summarise_keywords(words, 0.3),
-            summarise_chooser(words, "nothing", lambda w: np.full(len(w), -1)),
+            summarise_keywords(words[:4], 0.3),
+            summarise_chooser(words[:4], "nothing", lambda w: np.full(len(w), -1)),
+            summarise_keywords(words[4:], 0.3),
         ],
-        sweep=sweep_keywords(words),
+        sweep=[*sweep_keywords(words[:4]), *sweep_keywords(words[4:])],
         failures={HOSTILE: HOSTILE},
     )
 
@@ -109,25 +112,48 @@ def test_metrics_json_is_plain_json_with_all_the_numbers(evaluation: Evaluation,
     assert found["png"][0]["groups"]["plural"]["average_recall"] is None
     assert len(found["png"][0]["thresholds"]) == len(found["png"][0]["groups"]["all"]["recall"])
     assert found["keywords"][1]["word"]["precision"] is None
-    assert len(found["keyword_sweep"]) == 19
+    assert len(found["keyword_sweep"]) == 2 * 19
+    assert [row["dataset"] for row in found["keywords"]] == ["scenes-png", "scenes-png", "shifted-png"]
 
 
 def test_markdown_shows_the_numbers(evaluation: Evaluation) -> None:
     text = markdown(evaluation)
     tables = [table.splitlines() for table in text.strip().split("\n\n")]
-    assert [len(table) - 2 for table in tables] == [2, 1, 2]
+    assert [len(table) - 2 for table in tables] == [2, 1, 3]
     for table in tables:
         assert len({line.count("|") for line in table}) == 1
     row = evaluation.res[0]
     assert f"| {100 * row.ciou.value:.1f} [{100 * row.ciou.low:.1f}, {100 * row.ciou.high:.1f}] |" in tables[0][2]
     assert "| – | – |" not in tables[0][2] and "selector (λ = 0.3)" in tables[2][2]
+    assert [line.split(" | ")[0] for line in tables[2][2:]] == [
+        "| scenes-png val",
+        "| scenes-png val",
+        "| shifted-png val",
+    ]
+    assert "| P@0.5 | P@0.6 | P@0.7 | P@0.8 | P@0.9 |" in tables[0][0]
+    assert f"| {' | '.join(f'{100 * p:.1f}' for p in row.precision_at.values())} | 9 | 1 |" in tables[0][2]
 
 
 def test_the_page_shows_the_numbers(evaluation: Evaluation) -> None:
     row = replace(evaluation.res[0], ciou=Estimate(value=0.1234, low=0.0567, high=0.2346))
     html = page(replace(evaluation, res=[row]))
     assert '<td class="n">12.3<small>5.7 – 23.5</small></td>' in html
-    assert "Recall, png val" in html and html.count("<polyline") == 3 + 4
+    assert "Recall, png val" in html and html.count("<polyline") == 3 + 2 * 4
+    assert "threshold, scenes-png val" in html and "threshold, shifted-png val" in html
+
+
+def test_a_head_without_a_refiner_has_headline_numbers_and_a_recall_chart(evaluation: Evaluation) -> None:
+    both, coarse = (
+        replace(
+            evaluation, res=res, png=[replace(r, which=res[-1].which) for r in evaluation.png], keywords=[], sweep=[]
+        )
+        for res in (evaluation.res, evaluation.res[1:])
+    )
+    html = page(coarse)
+    assert "Recall, png val" in html and html.count("<polyline") == 3
+    shown = "".join(Reader(html).text).split("Referring expressions")[0]
+    assert "cIoU" in shown and "average recall" in shown
+    assert page(both).count("<span>refcoco val</span>") == 1  # coarse rows are no headline where there are refined ones
 
 
 def test_an_empty_evaluation_still_reports(tmp_path: Path) -> None:
@@ -153,6 +179,15 @@ def test_a_second_run_leaves_nothing_of_the_first(evaluation: Evaluation, make_c
     write_report(tmp_path, Evaluation(run={"lmm": "other"}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html", "results.md"]
     assert json.loads(first.metrics.read_text(encoding="utf-8"))["run"] == {"lmm": "other"}
+
+
+def test_only_its_own_folders_are_recognised(evaluation: Evaluation, tmp_path: Path) -> None:
+    assert not is_evaluation(tmp_path)
+    for foreign in ("[]", '{"schema": 2}', "not JSON", "\udcff"):
+        (tmp_path / "metrics.json").write_text(foreign, errors="surrogateescape")
+        assert not is_evaluation(tmp_path)
+    write_report(tmp_path, evaluation)
+    assert is_evaluation(tmp_path)
 
 
 def test_nan_is_refused_before_anything_is_written(tmp_path: Path) -> None:

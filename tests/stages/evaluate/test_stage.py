@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,16 @@ import pytest
 from PIL import Image
 
 from cache.priors import Priors
+from manifests.errors import DatasetError
 from manifests.masks import decode
 from stages.evaluate.stage import held_out, run_head
 from stages.train_head.heads import load_head
-from tests.helpers import cli
-
-REAL = Path(__file__).parents[4] / "shared" / "data"
-NARRATIVES = Path(__file__).parents[2] / "data" / "panoptic_narratives.json"
+from tests.helpers import cli, tree
 
 
-def test_metrics_report_and_pictures(small_cache: Path, small_head: Path, tmp_path: Path) -> None:
+def test_metrics_report_and_pictures(
+    small_cache: Path, small_head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cli("evaluate", "--cache", small_cache, "--head", small_head, "--out", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     rows = {(r["dataset"], r["split"], r["which"]): r for r in metrics["res"]}
@@ -29,7 +28,18 @@ def test_metrics_report_and_pictures(small_cache: Path, small_head: Path, tmp_pa
     assert {r["dataset"] for r in metrics["png"]} == {"scenes-png", "shifted-png"}
     for row in metrics["png"]:
         assert set(row["groups"]) == {"all", "thing", "stuff", "singular", "plural"}
-    assert {"selector", "lexicon", "every noun phrase"} <= {r["method"].split(" (")[0] for r in metrics["keywords"]}
+    texts = {s.sample_id: s for s in Priors.open(small_cache).samples if s.task == "narrative" and s.split != "train"}
+    methods = ["selector", "lexicon", "every noun phrase"]
+    for dataset, split in {(s.dataset, s.split) for s in texts.values()}:
+        found = [r for r in metrics["keywords"] if (r["dataset"], r["split"]) == (dataset, split)]
+        assert [r["method"] for r in found] == methods
+        assert {r["samples"] for r in found} == {sum((s.dataset, s.split) == (dataset, split) for s in texts.values())}
+    assert len(metrics["keywords"]) == 2 * len(methods) and len(metrics["keyword_sweep"]) == 2 * 19
+    stored = sum(path.stat().st_size for path in (small_cache / "priors.zarr").rglob("c.*"))
+    objects = sum(len(s.objects) for s in Priors.open(small_cache).samples)
+    assert metrics["run"]["bytes per object"] == pytest.approx(stored / objects, abs=0.1)
+    printed = capsys.readouterr().out
+    assert f"{stored / objects:,.0f} bytes/object (+ " in printed and "sheet.png" in printed
     assert metrics["run"]["lam"] == 0.3 and metrics["failed_samples"] == 0
     assert Image.open(tmp_path / "sheet.png").width > 500
     assert "<script" not in (tmp_path / "report.html").read_text()
@@ -67,6 +77,42 @@ def test_a_head_of_other_priors_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_head_without_a_refiner_and_images_that_are_gone(
+    small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = tmp_path / "head"
+    cli("train-head", "--cache", small_cache, "--out", head, "--epochs", "1", "--no-refiner")
+    cli("evaluate", "--cache", small_cache, "--head", head, "--out", tmp_path / "out", "--splits", "testA")
+    assert {r["which"] for r in json.loads((tmp_path / "out" / "metrics.json").read_text())["res"]} == {"coarse"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Predicted mask" in page and "Refined mask" not in page and "Coarse mask" not in page
+    capsys.readouterr()
+    cli("evaluate", "--cache", small_cache, "--head", head, "--out", tmp_path / "out", "--splits", "testA",
+        "--data-root", tmp_path / "gone")  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "no pictures" in printed and "None" not in printed and "per image" not in printed
+
+
+def test_a_foreign_out_folder_is_refused_and_stays_as_it_is(
+    small_cache: Path, small_head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setattr("stages.evaluate.stage.run_head", None)  # refused before the work
+    (tmp_path / "metrics.json").write_text('{"schema": 2, "accuracy": 1}')
+    (tmp_path / "sheet.png").write_text("mine")
+    before = tree(tmp_path)
+    cli("evaluate", "--cache", small_cache, "--head", small_head, "--out", tmp_path, expect=2)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "holds no evaluation of this program (but metrics.json, sheet.png)" in error and "empty it" in error
+    assert tree(tmp_path) == before
+
+
+def test_an_unknown_split_is_named_with_those_that_exist(small_cache: Path) -> None:
+    priors = Priors.open(small_cache)
+    with pytest.raises(DatasetError, match=r"--splits nope: .* its splits are train, val, testA, testB$"):
+        held_out(priors, ["testA", "nope"])
+    assert {priors.samples[i].split for i in held_out(priors, ["testA"])} == {"testA"}
+
+
 def test_the_shared_image_cache_was_used_again(small_cache: Path, data_root: Path, tmp_path: Path) -> None:
     images = small_cache / "images"
     before = sorted((p, p.stat().st_mtime_ns) for p in images.rglob("c.*"))
@@ -74,26 +120,6 @@ def test_the_shared_image_cache_was_used_again(small_cache: Path, data_root: Pat
         "--dataset", "scenes-png", "--limit", "2")  # fmt: skip
     assert sorted((p, p.stat().st_mtime_ns) for p in images.rglob("c.*")) == before
     assert Priors.open(tmp_path / "again").embedding(0).shape == (64, 16, 16)
-
-
-def test_real_coco_photos_with_panoptic_truth(small_head: Path, tmp_path: Path) -> None:
-    if not REAL.is_dir():
-        pytest.skip(f"{REAL} is missing")
-    root = tmp_path / "coco"
-    source = REAL / "panopticapi"
-    for folder in ("png", "annotations", "val2017"):
-        (root / folder).mkdir(parents=True)
-    shutil.copy(NARRATIVES, root / "png" / "png_coco_val2017.json")
-    shutil.copy(source / "panoptic_examples.json", root / "annotations" / "panoptic_val2017.json")
-    shutil.copytree(source / "panoptic_examples", root / "annotations" / "panoptic_val2017")
-    for photo in (source / "input_images").glob("*.jpg"):
-        shutil.copy(photo, root / "val2017")
-    cache = tmp_path / "cache"
-    cli("extract", "--dataset", "png", "--splits", "val", "--data-root", root, "--cache", cache, "--local")
-    cli("evaluate", "--cache", cache, "--head", small_head, "--out", tmp_path / "out")
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["png"][0]["images"] == 2 and metrics["failed_samples"] == 0
-    assert (tmp_path / "out" / "sheet.png").stat().st_size > 10_000
 
 
 def test_users_own_photos_and_masks(small_head: Path, tmp_path: Path) -> None:
@@ -114,3 +140,4 @@ def test_users_own_photos_and_masks(small_head: Path, tmp_path: Path) -> None:
     cli("evaluate", "--cache", cache, "--head", small_head, "--out", tmp_path / "out")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["png"][0]["groups"]["all"]["objects"] == 1
+    assert (tmp_path / "out" / "sheet.png").stat().st_size > 10_000

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from cache.priors import Priors
+from manifests.errors import DatasetError
 from manifests.masks import decode
 from pipeline.train_head import TrainHead, build
 from stages.train_head.data import prefetch, read_batch, targets_of
 from stages.train_head.heads import load_head
-from stages.train_head.trainer import TrainConfig, epoch_order, rate, train, validate
-from tests.helpers import cli
+from stages.train_head.heads.base import to_image_masks
+from stages.train_head.trainer import TrainConfig, epoch_order, rate, split_indices, train, validate
+from tests.helpers import cli, tree
 
 
 def trained(cache: Path, seed: int, **options) -> tuple[torch.nn.Module, list[float]]:
@@ -43,7 +45,7 @@ def test_a_few_epochs_learn(small_cache: Path) -> None:
 
 
 def test_neither_the_lmm_nor_an_image_is_opened(
-    small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import PIL.Image
     import transformers
@@ -59,12 +61,25 @@ def test_neither_the_lmm_nor_an_image_is_opened(
     assert record["steps"] == record["epochs"][-1]["epoch"] * math.ceil(20 / 8)
     assert record["objects_per_s"] > 0 and 0 <= record["data_wait_share"] <= 1
     assert load_head(tmp_path / "head").shape.channels == 30
+    stored = {
+        k: sum(p.stat().st_size for p in cache.glob(f"{k}/**/c.*")) for k in ("priors.zarr", "images/images.zarr")
+    }
+    priors = Priors.open(cache)
+    objects, images = sum(len(s.objects) for s in priors.samples), len(set(priors.rows.numbers("image").tolist()))
+    assert record["bytes_per_object"] == pytest.approx(stored["priors.zarr"] / objects, abs=1)
+    assert record["bytes_per_image"] == pytest.approx(stored["images/images.zarr"] / images, abs=1)
+    assert record["failed_samples"] == {"train": 0, "val": 0}
+    printed = capsys.readouterr().out
+    for shown in (
+        f"{record['bytes_per_object']:,.0f} bytes/object",
+        f"{record['seconds']['total']:.1f} s;",
+        "0 training",
+    ):
+        assert shown in printed
 
 
 def test_validation_equals_a_plain_loop(small_cache: Path, small_head: Path) -> None:
     """cIoU from one sample at a time, masks enlarged by torch, sums of whole numbers."""
-    from stages.train_head.heads.base import to_image_masks
-
     priors, head = Priors.open(small_cache), load_head(small_head)
     indices = [i for i, s in enumerate(priors.samples) if s.split == "val" and s.task == "referring"]
     inter = union = 0
@@ -79,6 +94,71 @@ def test_validation_equals_a_plain_loop(small_cache: Path, small_head: Path) -> 
             inter, union = inter + int((a & b).sum()), union + int((a | b).sum())
     found = validate(head, priors, indices, 3, "cpu")
     assert found["val_ciou_refined"] == pytest.approx(inter / union, abs=2e-3)  # batches round at the threshold
+
+
+def test_failed_samples_are_misses_of_the_validation_and_are_counted(small_cache: Path, small_head: Path) -> None:
+    priors, head = Priors.open(small_cache), load_head(small_head)
+    indices = [i for i, s in enumerate(priors.samples) if s.split == "val" and s.task == "referring"]
+    failing, rest = indices[0], indices[1:]
+    missed = sum(int(decode(o.mask).sum()) for o in priors.samples[failing].objects)
+    sums = []  # intersection and union of the others, from one sample at a time
+    for index in rest:
+        batch = read_batch(priors, [index], embeddings=True)
+        assert batch is not None
+        with torch.no_grad():
+            mask = to_image_masks(head(batch.inputs), batch.inputs)[0].coarse.numpy() > 0
+        truth = np.stack([decode(o.mask) for o in priors.samples[index].objects])
+        sums.append(((mask & truth).sum(), (mask | truth).sum()))
+    inter, union = np.sum(sums, axis=0)
+    priors.failures[failing] = "made to fail"
+    found = validate(head, priors, indices, 2, "cpu")
+    assert found["val_ciou_coarse"] == pytest.approx(inter / (union + missed), abs=2e-3)
+    assert validate(head, priors, [failing], 2, "cpu") == {"val_ciou_coarse": 0, "val_ciou_refined": 0}
+    priors.failures[split_indices(priors, "train")[3]] = "made to fail"
+    assert train(head, priors, TrainConfig(epochs=1)).failed == {"train": 1, "val": 1}
+
+
+def test_a_cache_with_nothing_to_train_on_is_refused(small_cache: Path, small_head: Path) -> None:
+    priors, head = Priors.open(small_cache), load_head(small_head)
+    priors.failures |= dict.fromkeys(split_indices(priors, "train"), "no\nmemory")
+    says = r"all 20 samples of the split 'train' failed .*no memory; the cache's splits: train, val, testA, testB"
+    with pytest.raises(DatasetError, match=says):
+        train(head, priors, TrainConfig())
+    priors.samples = [s for s in priors.samples if s.split != "train"]
+    with pytest.raises(DatasetError, match=r"no sample of the split 'train' \(its splits: val, testA, testB\)"):
+        train(head, priors, TrainConfig())
+
+
+def test_a_foreign_out_folder_is_refused_and_stays_as_it_is(
+    small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for name, text in (("config.json", '{"model_type": "llava"}'), ("model.safetensors", "weights")):
+        (checkpoint / name).write_text(text)
+    before = tree(checkpoint)
+    for out, says in (
+        (checkpoint, "not empty and holds no head of this program (but config.json, model.safetensors)"),
+        (checkpoint / "config.json", "can not be written (File exists); choose another folder"),
+        ("/proc/nowhere", "can not be written"),
+    ):
+        cli("train-head", "--cache", small_cache, "--out", out, expect=2)
+        captured = capsys.readouterr()
+        assert says in captured.err.strip().splitlines()[-1] and "step" not in captured.err  # before any training
+    assert tree(checkpoint) == before
+
+
+def test_new_weights_never_lie_beside_an_old_identity(
+    small_cache: Path, small_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(small_head, tmp_path / "head")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.train_head.bytes_read", killed)  # after the weights, before the record
+    cli("train-head", "--cache", small_cache, "--out", out, "--epochs", "1", "--no-refiner", expect=130)
+    assert (out / "model.safetensors").exists() and not (out / "training.json").exists()
 
 
 def test_targets_hold_the_masks_and_only_narratives_teach_keywords(small_cache: Path, small_head: Path) -> None:
@@ -129,7 +209,15 @@ def test_prefetch_keeps_order_raises_errors_and_can_be_left() -> None:
             break
 
 
+@pytest.mark.parametrize("name", ["epochs", "lr"])
+def test_zero_is_not_the_default(
+    name: str, small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli("train-head", "--cache", small_cache, "--out", tmp_path / "head", f"--{name}", "0", expect=2)
+    assert f"error: train-head: {name} must be positive, not 0" in capsys.readouterr().err
+
+
 def test_ranges_are_checked() -> None:
-    for bad in ({"epochs": 0}, {"lr": -1.0}, {"warmup": 1.0}):
+    for bad in ({"epochs": 0}, {"lr": -1.0}, {"lr": math.nan}, {"warmup": 1.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             TrainConfig(**bad)
