@@ -9,12 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from manifests.scenes.language import NUMBERS, PLURALS
 from manifests.scenes.world import COLOURS, HELD_OUT_TEXTURE, SHAPES, SIZES, STUFF, TEXTURES
 
+CLAUSES: Final = {"that": "t", "is": "b", "are": "b", "and": "c", ",": ","}
 _OTHER_NOUNS = ("thing", "things", "picture", "background", "side", "colour")
 
 
@@ -27,6 +29,7 @@ def normal(word: str) -> str:
 class NounPhrases:
     """Chooses every noun phrase: [determiner] (number | adjective | place)* noun+, or determiner place ("the left").
 
+    Adjectives that follow belong to it: "that is small and red", ", small and red".
     It stands in for spaCy's noun chunks, for a closed vocabulary: whoever names the word classes needs no tagger.
     Pronouns ("we") are left out, and so is "no" ("no star" -> "star").
     """
@@ -49,8 +52,8 @@ class NounPhrases:
 
     def __call__(self, words: Sequence[str]) -> np.ndarray:
         labels = np.full(len(words), -1, np.int64)
-        classes = "".join(self._word_class(normal(word)) for word in words)
-        for number, phrase in enumerate(re.finditer("d?[mp]*n+|dp", classes)):
+        classes = "".join(self._word_class(normal(word) or word) for word in words)
+        for number, phrase in enumerate(re.finditer("(d?[mp]*n+|dp)((tb|,)m(cm)*)?", classes)):
             labels[phrase.start() : phrase.end()] = number
         return labels
 
@@ -61,7 +64,7 @@ class NounPhrases:
             return "m"
         if word in self.places:
             return "p"
-        return "n" if word in self.nouns else "-"
+        return "n" if word in self.nouns else CLAUSES.get(word, "-")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
