@@ -114,6 +114,9 @@ def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
                 return
 
     def produce() -> None:
+        # A second team of OpenMP threads would outnumber the cores, and then every barrier of either team sleeps:
+        # on two cores that made a training step 1.5 times as long.
+        torch.set_num_threads(1)
         try:
             for item in items:
                 offer(item)
