@@ -35,7 +35,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from manifests.scenes.language import listing, narrative, question, shelf_listing, statements
+from manifests.scenes.language import narrative
+from manifests.scenes.lessons import listing, question, shelf_listing, statements
 from manifests.scenes.world import make_scene
 from manifests.scenes.write import GENERATOR_VERSION
 from stages.extract.images import pad_to_square
