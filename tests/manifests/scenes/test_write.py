@@ -201,4 +201,4 @@ def test_the_generator_version_is_raised_when_scenes_or_texts_change(tmp_path: P
         if path.name != "scenes.json":
             content = pickle.loads(path.read_bytes()) if path.suffix == ".p" else json.loads(path.read_bytes())
             digest.update(json.dumps(content, sort_keys=True).encode())
-    assert (GENERATOR_VERSION, digest.hexdigest()[:16]) == (4, "6549b069af25b03a")
+    assert (GENERATOR_VERSION, digest.hexdigest()[:16]) == (5, "475f554558d379aa")
