@@ -13,10 +13,8 @@ import hashlib
 import json
 import multiprocessing
 import platform
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,10 +23,11 @@ import numpy as np
 import torch
 import tyro
 
+from benchmarks import best_map
+from benchmarks.random_weights import random_llava
 from cache.files import write_whole
 from cache.priors import Priors, SamplePriors
-from manifests.masks import decode
-from manifests.schema import Object, Sample
+from manifests.schema import Sample
 from pipeline.cli import main as run_pipeline
 from pipeline.train_head import TrainHead, build
 from stages.evaluate.baselines import Lexicon, NounPhrases
@@ -38,10 +37,7 @@ from stages.evaluate.res import summarise_res
 from stages.evaluate.results import ObjectResult
 from stages.evaluate.stage import run_head
 from stages.extract.lmm import file_sha256
-from stages.extract.presets import TINY
-from stages.train_head.data import as_box
-from stages.train_head.heads.base import crop_resize
-from stages.train_head.trainer import RECIPES, split_indices, train
+from stages.train_head.trainer import RECIPES, train
 
 
 @dataclass(kw_only=True, slots=True)
@@ -207,90 +203,12 @@ def _with_samples(words: Sequence[Any], samples: Sequence[Sample]) -> list[tuple
     return [(w, by_id[w.sample_id]) for w in words]
 
 
-def best_map(priors: Priors) -> dict[str, Any]:
-    """Control (a): the map and threshold with the best cIoU on validation (RES) or training narratives (PNG)."""
-    thresholds = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
-    chosen: dict[str, Any] = {}
-    for task, split in (("referring", "val"), ("narrative", "train")):
-        choice = [i for i in split_indices(priors, split) if priors.samples[i].task == task][:120]
-        sums = np.zeros((priors.channels, len(thresholds), 2))
-        for maps, truth, _ in _maps(priors, choice):
-            if maps is None:
-                continue
-            for t, threshold in enumerate(thresholds):
-                mask = maps > threshold
-                sums[:, t, 0] += (mask & truth).sum((-1, -2))
-                sums[:, t, 1] += (mask | truth).sum((-1, -2))
-        channel, t = np.unravel_index((sums[..., 0] / sums[..., 1].clip(1)).argmax(), sums.shape[:2])
-        chosen[task] = (int(channel), thresholds[t])
-    results: dict[str, list[ObjectResult]] = {"referring": [], "narrative": []}
-    for index in held_out_indices(priors.samples):
-        sample = priors.samples[index]
-        channel, threshold = chosen[sample.task]
-        for maps, truth, described in _maps(priors, [index]):
-            # a failed sample has no maps and is a miss, as it is for the heads
-            mask = maps[channel] > threshold if maps is not None else np.zeros_like(truth)
-            both, either = int((mask & truth).sum()), int((mask | truth).sum())
-            results[sample.task].append(
-                ObjectResult(
-                    sample_id=sample.sample_id,
-                    dataset=sample.dataset,
-                    split=sample.split,
-                    image_id=sample.image_id,
-                    phrase=described.phrase,
-                    is_thing=described.is_thing,
-                    plural=described.plural,
-                    area=int(truth.sum()),
-                    intersection=both,
-                    union=either,
-                    coarse_intersection=both,
-                    coarse_union=either,
-                    failed=maps is None,
-                )
-            )
-    return numbers(results["referring"], results["narrative"]) | {"chosen": chosen}
-
-
-def _maps(priors: Priors, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, np.ndarray, Object]]:
-    """(maps [C, height, width] at the image's size, mean 1 over the LMM's square, or None; its mask; the object)."""
-    for index in indices:
-        item, sample = priors.read(index), priors.samples[index]
-        for k, described in enumerate(sample.objects):
-            maps = None
-            if item is not None:
-                square = torch.from_numpy(item.attention[k].astype(np.float32))
-                maps = crop_resize(square, as_box(item.box), (sample.height, sample.width)).numpy()
-            yield maps, decode(described.mask), described
-
-
-def random_lmm(out: Path) -> Path:
-    """The embedded LMM's architecture, tokenizer and processor with all weights random (seed 0).
-
-    The folder's name is a digest of these, and it appears whole or not at all: trained weights are never in it.
-    """
-    from transformers import AutoConfig, LlavaForConditionalGeneration
-
-    same = [path for path in sorted((TINY / "lmm").glob("*.json")) if path.name != "training.json"]
-    digest = hashlib.sha256("".join(file_sha256(path) for path in same).encode()).hexdigest()
-    folder = out / f"random_lmm-{digest[:8]}"
-    if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=out) as scratch:
-            made = Path(scratch) / "lmm"
-            made.mkdir()
-            for path in same:
-                shutil.copy(path, made)
-            torch.manual_seed(0)
-            LlavaForConditionalGeneration(AutoConfig.from_pretrained(made)).save_pretrained(made)
-            made.rename(folder)
-    return folder
-
-
 def extract(config: Config) -> dict[str, str]:
     """Both caches, made where they are missing; they share the images' SAM embeddings."""
     common = ["--limit", "24"] if config.quick else []
     cache = config.out / "cache" if config.quick else config.cache
     _command(["extract", "--cache", str(cache), *common])
-    lmm = random_lmm(config.out)
+    lmm = random_llava(config.out)
     random_cache = config.out / lmm.name.replace("lmm", "cache")
     images = ["--images", str(cache / "images"), "--sam", "tiny"]
     _command(["extract", "--lmm", str(lmm), "--cache", str(random_cache), *images, *common])
@@ -314,8 +232,11 @@ def main(config: Config) -> None:
             found[name, seed] = result
             print(f"{len(found)}/{len(jobs)} {name}, seed {seed}: RES cIoU {100 * result['res_ciou']:.1f}", flush=True)
     runs = {name: [found[name, seed] for seed in range(config.seeds)] for name in CONDITIONS}
-    single = best_map(Priors.open(caches["trained"]))
-    show(config, runs | {"best_map": [single], "mask_box_text": runs["trained"]}, single["chosen"])
+    priors = Priors.open(caches["trained"])
+    chosen = best_map.choose(priors)
+    found_by_map = best_map.apply(priors, held_out_indices(priors.samples), chosen)
+    single = numbers(found_by_map["referring"], found_by_map["narrative"])
+    show(config, runs | {"best_map": [single], "mask_box_text": runs["trained"]}, chosen)
 
 
 def show(config: Config, runs: dict[str, list[dict[str, Any]]], chosen: dict[str, Any]) -> None:

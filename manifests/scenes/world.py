@@ -30,8 +30,8 @@ SIZES: Final = {"small": (11.0, 14.0), "large": (18.0, 24.0)}  # radius in pixel
 IMAGE_SIZES: Final = ((144, 144), (144, 108), (108, 144))  # width, height
 
 # Seeds: split -> first seed. A split has room for a thousand million scenes. `pretrain` is what the tiny LMM and the
-# tiny SAM learn from; `train` and `val` are for heads; the rest is only ever evaluated. Seeds from 3e9 to 7e9 are spent:
-# they were the test splits while the tiny LMM's curriculum was chosen, and some of those scenes were looked at then.
+# tiny SAM learn from; `train` and `val` are for heads; the rest is only ever evaluated. Seeds from 3e9 to 7e9 are
+# spent: they were the test splits while the tiny LMM's curriculum was chosen, and some were looked at then.
 SPLIT_SEEDS: Final = {
     "pretrain": 0,
     "train": 1_000_000_000,

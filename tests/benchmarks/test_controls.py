@@ -6,10 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlavaConfig
 
-from benchmarks.controls import Changed, best_map, numbers, summary
+from benchmarks import best_map
+from benchmarks.controls import Changed, held_out_indices, numbers, summary
+from benchmarks.random_weights import random_llava
 from cache.priors import Priors
 from stages.evaluate.results import ObjectResult
+from stages.extract.presets import TINY
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +75,26 @@ def test_pooled_numbers_count_testa_and_testb_once() -> None:
 
 
 def test_best_map_chooses_on_training_and_validation(priors: Priors) -> None:
-    found = best_map(priors)
-    assert set(found["chosen"]) == {"referring", "narrative"}
-    assert all(0 <= channel < priors.channels for channel, _ in found["chosen"].values())
-    assert 0 < found["res_ciou"] < 1
+    chosen = best_map.choose(priors)
+    assert set(chosen) == {"referring", "narrative"}
+    assert all(0 <= channel < priors.channels for channel, _ in chosen.values())
+    results = best_map.apply(priors, held_out_indices(priors.samples), chosen)
+    assert 0 < numbers(results["referring"], results["narrative"])["res_ciou"] < 1
+
+
+def test_random_weights_are_the_same_every_time_and_none_is_the_embedded_one(tmp_path: Path) -> None:
+    parents = [tmp_path / "a", tmp_path / "b"]
+    for parent in parents:
+        parent.mkdir()
+    folders = [random_llava(parent) for parent in parents]
+    made, again = (load_file(f / "model.safetensors") for f in folders)
+    trained = load_file(TINY / "lmm" / "model.safetensors")
+    assert folders[0].name == folders[1].name and made.keys() == again.keys() == trained.keys()
+    for name, tensor in made.items():
+        assert torch.equal(tensor, again[name])
+        assert tensor.shape == trained[name].shape and (tensor.std() == 0 or not torch.equal(tensor, trained[name]))
+    other = LlavaConfig.from_pretrained(TINY / "lmm", image_seq_length=1)
+    assert random_llava(parents[0], other).name != folders[0].name
 
 
 def test_summary_says_mean_and_spread() -> None:
