@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +69,7 @@ def run(args: Extract) -> None:
     import torch
     from tqdm import tqdm
 
+    from pipeline.extract_record import Record
     from pipeline.runtime import run_units
     from stages.extract.stage import close, work_left
     from stages.extract.worker import ExtractionWorker
@@ -87,12 +87,11 @@ def run(args: Extract) -> None:
         return
     images, priors = extraction.create(plan, overwrite=args.overwrite)
     todo = work_left(images, priors)
-    path = result_file(args.cache, "extract")
-    record = _earlier(path, images, priors)
-    if not todo and images.complete and priors.complete and record.get("complete"):
-        _print_result(extraction, record, path, "nothing was left to do; ")
+    record = Record.load(extraction, images, priors)
+    if not todo and record.complete:
+        print(record.summary("nothing was left to do; "))
         return
-    planned = time.perf_counter() - start
+    record.begin(planning=time.perf_counter() - start)
     worker_config = extraction.worker(threads)
     reports = run_units(
         lambda: ExtractionWorker(worker_config),
@@ -103,39 +102,17 @@ def run(args: Extract) -> None:
         threads=threads,
         address=args.ray_address,
     )
-    done: Counter[str] = Counter(record.get("extracted", {}))
-    seconds: defaultdict[str, float] = defaultdict(float, record.get("seconds", {}))
-    seconds["planning"] += planned
-    before = seconds["total"]
-
-    def write(**more: Any) -> dict[str, Any]:
-        """The result file: what this run and those that it resumes did."""
-        seconds["total"] = before + time.perf_counter() - start
-        record = {
-            "command": "extract",
-            "cache": str(args.cache),
-            "plan": priors.commits.plan,
-            "extracted": dict(done),
-            "seconds": {name: round(value, 2) for name, value in sorted(seconds.items())},
-            "objects_per_s": round(done["objects"] / max(1e-9, seconds["total"] - seconds["planning"]), 1),
-        } | more
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        return record
-
     try:
         for report in shown(reports, todo, plan):
-            name = "images" if report["kind"] == "images" else "objects"
-            done.update({name: report[name], "bytes": report["bytes"]})
-            for part, value in report["seconds"].items():
-                seconds[f"workers_{part}"] += value
-            write(complete=False)  # after every unit: the next run goes on counting, also after a kill
+            record.add(report)
     except KeyboardInterrupt:
         raise PipelineError(
             f"stopped: {len(images.missing_units()) + len(priors.missing_units())} of {len(todo)} units are left; "
             "run the same command again to go on"
         ) from None
     close(images, priors, plan)
-    _print_result(extraction, write(**_totals(extraction, plan)), path)
+    record.finish(plan)
+    print(record.summary())
 
 
 def shown(reports: Iterable[dict[str, Any]], todo: Sequence[Any], plan: Any) -> Iterator[dict[str, Any]]:
@@ -264,44 +241,3 @@ def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: i
     if args.dry_run and isinstance(_text(args, extraction), WordCount):
         rows["note"] = "the LMM's tokenizer is not on this machine: token counts are estimated"
     print("\n".join(f"{name:>10}  {value}" for name, value in rows.items()), flush=True)
-
-
-def _earlier(path: Path, images: Any, priors: Any) -> dict[str, Any]:
-    """What earlier runs of the same plan recorded; {} for another plan, and for a cache that was deleted since."""
-    try:
-        record = json.loads(path.read_text())
-        same = record["plan"] == priors.commits.plan
-        begun = priors.committed_units() or (not record["complete"] and images.committed_units())
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return record if same and begun else {}
-
-
-def _totals(extraction: Any, plan: Any) -> dict[str, Any]:
-    """What a complete cache holds."""
-    from cache.priors import Priors
-
-    return {
-        "complete": True,
-        "samples": len(plan.rows),
-        "objects": plan.objects,
-        "failed_samples": len(Priors.open(extraction.cache, images_dir=extraction.images).failures),
-        "bytes_per_object": round(plan.priors_bytes / max(1, plan.objects), 1),
-        "bytes_per_image": round(plan.image_bytes / max(1, len(plan.image_rows)), 1),
-        "padding_objects": plan.padding,
-    }
-
-
-def _print_result(extraction: Any, record: dict[str, Any], path: Path, news: str = "") -> None:
-    print(
-        f"extract: {news}{record['objects']} objects of {record['samples']} samples, {record['failed_samples']} samples"
-        f" failed; {record['bytes_per_object']:,.0f} bytes/object (+ {record['bytes_per_image']:,.0f} per image); "
-        f"{record['seconds']['total']:.1f} s ({record['objects_per_s']} objects/s); result: {path}"
-    )
-    if record["failed_samples"]:
-        print(f"  failed samples and reasons: failures.jsonl in {extraction.cache} and in {extraction.images}")
-
-
-def result_file(cache: Path, stage: str) -> Path:
-    """The machine-readable result of a stage about a cache: beside it, for the cache's own bytes are the plan's."""
-    return cache.parent / f"{cache.name}.{stage}.json"

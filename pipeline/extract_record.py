@@ -1,0 +1,94 @@
+"""The result file of `extract`: what it did and what it cost, over all the runs that one cache took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+
+class Record:
+    """CACHE.extract.json, beside the cache, for the cache's own bytes are the plan's.
+
+    It is written after every unit, so that a run that was killed is counted by the one that resumes it.
+    """
+
+    def __init__(self, cache: Path, images: Path, plan: str, values: dict[str, Any]):
+        self.cache, self.images, self.plan, self.values = cache, images, plan, values
+        self.path = cache.parent / f"{cache.name}.extract.json"
+        self.done: Counter[str] = Counter(values.get("extracted", {}))
+        self.seconds: defaultdict[str, float] = defaultdict(float, values.get("seconds", {}))
+
+    @classmethod
+    def load(cls, extraction: Any, images: Any, priors: Any) -> Record:
+        """What earlier runs of the same plan recorded; empty for another plan, or a cache that was deleted since."""
+        record = cls(extraction.cache, extraction.images, priors.commits.plan, {})
+        try:
+            values = json.loads(record.path.read_text())
+            same = values["plan"] == priors.commits.plan
+            begun = priors.committed_units() or (not values["complete"] and images.committed_units())
+        except (OSError, ValueError, KeyError, TypeError):
+            return record
+        if not (same and begun):
+            return record
+        values["complete"] = bool(values["complete"] and images.complete and priors.complete)
+        return cls(extraction.cache, extraction.images, priors.commits.plan, values)
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.values.get("complete"))
+
+    def begin(self, planning: float) -> None:
+        """This run starts on the units; it has planned for so many seconds."""
+        self.seconds["planning"] += planning
+        self.started = time.perf_counter() - self.seconds["total"] - planning
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Count one unit's report and write the file."""
+        name = "images" if report["kind"] == "images" else "objects"
+        self.done.update({name: report[name], "bytes": report["bytes"]})
+        for part, value in report["seconds"].items():
+            self.seconds[f"workers_{part}"] += value
+        self._write(complete=False)
+
+    def finish(self, plan: Any) -> None:
+        """Everything is in the cache: write its totals."""
+        from cache.priors import Priors
+
+        self._write(
+            complete=True,
+            samples=len(plan.rows),
+            objects=plan.objects,
+            failed_samples=len(Priors.open(self.cache, images_dir=self.images).failures),
+            bytes_per_object=round(plan.priors_bytes / max(1, plan.objects), 1),
+            bytes_per_image=round(plan.image_bytes / max(1, len(plan.image_rows)), 1),
+            padding_objects=plan.padding,
+        )
+
+    def _write(self, **more: Any) -> None:
+        self.seconds["total"] = time.perf_counter() - self.started
+        self.values = {
+            "command": "extract",
+            "cache": str(self.cache),
+            "plan": self.plan,
+            "extracted": dict(self.done),
+            "seconds": {name: round(value, 2) for name, value in sorted(self.seconds.items())},
+            "objects_per_s": round(
+                self.done["objects"] / max(1e-9, self.seconds["total"] - self.seconds["planning"]), 1
+            ),
+        } | more
+        self.path.write_text(json.dumps(self.values, indent=1) + "\n")
+
+    def summary(self, news: str = "") -> str:
+        """One line for the terminal, and where failures are listed."""
+        v = self.values
+        line = (
+            f"extract: {news}{v['objects']} objects of {v['samples']} samples, {v['failed_samples']} samples failed; "
+            f"{v['bytes_per_object']:,.0f} bytes/object (+ {v['bytes_per_image']:,.0f} per image); "
+            f"{v['seconds']['total']:.1f} s ({v['objects_per_s']} objects/s); result: {self.path}"
+        )
+        if v["failed_samples"]:
+            line += f"\n  failed samples and reasons: failures.jsonl in {self.cache} and in {self.images}"
+        return line
