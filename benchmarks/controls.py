@@ -1,6 +1,6 @@
 """Do the attention priors carry anything? The trained head beside its controls: same recipe, same data, three seeds.
 
-    python -m benchmarks.controls            about an hour on 2 cores; finished runs are kept in runs/controls
+    python -m benchmarks.controls            two hours on 2 cores; finished runs are kept in runs/controls
     python -m benchmarks.controls --quick    a minute or two, claims nothing
 
 All numbers are of held-out scenes: RES of testA and testB, PNG of its val2017, and the shifted scenes (colour-shape
