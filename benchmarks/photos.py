@@ -81,6 +81,10 @@ def run(name: str, data: Path, options: list[str], config: Config) -> dict[str, 
 
 
 def main(config: Config) -> dict[str, Any]:
+    if not (config.coco / "panoptic_examples.json").is_file():
+        raise SystemExit(f"--coco {config.coco}: panoptic_examples.json is not there; give panopticapi's sample_data")
+    if config.out.exists():
+        raise SystemExit(f"--out {config.out} is there already: delete it or give another folder")
     coco, own = config.out / "coco", config.out / "own"
     as_coco(config.coco, coco)
     as_own(coco, own)
