@@ -69,15 +69,14 @@ class Record:
 
     def _write(self, **more: Any) -> None:
         self.seconds["total"] = time.perf_counter() - self.started
+        working = self.seconds["total"] - self.seconds["planning"]
         self.values = {
             "command": "extract",
             "cache": str(self.cache),
             "plan": self.plan,
             "extracted": dict(self.done),
             "seconds": {name: round(value, 2) for name, value in sorted(self.seconds.items())},
-            "objects_per_s": round(
-                self.done["objects"] / max(1e-9, self.seconds["total"] - self.seconds["planning"]), 1
-            ),
+            "objects_per_s": float(f"{self.done['objects'] / max(1e-9, working):.3g}"),
         } | more
         self.path.write_text(json.dumps(self.values, indent=1) + "\n")
 
