@@ -36,7 +36,7 @@ from stages.evaluate.png import summarise_png
 from stages.evaluate.res import summarise_res
 from stages.evaluate.results import ObjectResult
 from stages.evaluate.stage import run_head
-from stages.extract.lmm import file_sha256
+from stages.extract.checkpoint import file_sha256
 from stages.train_head.trainer import RECIPES, train
 
 

@@ -22,10 +22,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from benchmarks.random_weights import random_llava
 from cache.priors import Priors
 from pipeline.cli import main as run_pipeline
-from stages.extract.presets import CLIP_MEAN, CLIP_STD, PRESETS
+from stages.extract.presets import PRESETS
 from stages.extract.sam import SAM_PRESETS, build_sam
 
 LLAVA: Final = PRESETS["llava"]
+assert LLAVA.square is not None
+SQUARE: Final = LLAVA.square
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,7 +53,7 @@ def llava_config(layers: int) -> LlavaConfig:
     )  # fmt: skip
     vision = CLIPVisionConfig(
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
-        image_size=LLAVA.image_size, patch_size=LLAVA.patch, projection_dim=768,
+        image_size=SQUARE.image_size, patch_size=SQUARE.patch, projection_dim=768,
     )  # fmt: skip
     return LlavaConfig(
         text_config=text, vision_config=vision, image_token_index=3, image_seq_length=576, dtype=LLAVA.dtype
@@ -74,9 +76,9 @@ def command(*args: str) -> None:
 def main(config: Config) -> dict[str, Any]:
     layers, sam = (2, "vit_b") if config.quick else (LLAVA.layers, LLAVA.sam)
     config.out.mkdir(parents=True, exist_ok=True)
-    size = {"height": LLAVA.image_size, "width": LLAVA.image_size}
-    images: dict[str, Any] = {"crop_size": size, "size": {"shortest_edge": LLAVA.image_size}}
-    images |= {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}
+    size = {"height": SQUARE.image_size, "width": SQUARE.image_size}
+    images: dict[str, Any] = {"crop_size": size, "size": {"shortest_edge": SQUARE.image_size}}
+    images |= {"image_mean": list(SQUARE.mean), "image_std": list(SQUARE.std)}
     lmm = random_llava(config.out, llava_config(layers), images)
     sam_file = str(random_sam(config.out / f"{sam}.pth", sam))
     cache, head, evaluation = (str(config.out / f"{name}_{layers}") for name in ("cache", "head", "evaluation"))

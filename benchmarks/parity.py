@@ -1,9 +1,10 @@
 """Is what the cache holds what the model really did? Exactness of the embedded LMM's priors.
 
     python -m benchmarks.parity [--quick]
+    python -m benchmarks.parity --families      and of every LMM family, tiny and of random weights
 
 Captured attention and hidden states against `attn_implementation="eager", output_attentions=True` (float32, batches of
-1 and of 4 with padding), logits against a separately loaded model with plain sdpa, cached priors against live ones.
+1 and of 4 with padding), logits against a separately and plainly loaded model, cached priors against live ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
+from benchmarks.families import FAMILIES, family_inputs, save_family
 from cache.priors import Priors
 from cache.scaling import restore_maps
 from manifests.scenes.language import narrative
@@ -30,8 +32,9 @@ from manifests.scenes.world import make_scene
 from manifests.scenes.write import ScenesConfig, write_scenes
 from manifests.schema import DEFAULT_PROMPT, Piece, Sample
 from pipeline.cli import main as run_pipeline
+from stages.extract.attention import AttentionCapture, WordRows
 from stages.extract.images import open_image
-from stages.extract.lmm import FrozenLMM, LMMInput, Tokeniser
+from stages.extract.lmm import FrozenLMM, LMMInput
 from stages.extract.presets import resolve_lmm
 
 
@@ -41,11 +44,13 @@ class Config:
 
     samples: int = 48
     """Held-out scenes with a narrative each; a multiple of 4."""
+    families: bool = False
+    """Also every LMM family."""
     quick: bool = False
     """8 scenes."""
 
 
-def inputs_of(lmm: FrozenLMM, tokeniser: Tokeniser, count: int) -> list[LMMInput]:
+def inputs_of(lmm: FrozenLMM, count: int) -> list[LMMInput]:
     """Narratives of validation scenes: texts of unequal length with several phrases each."""
     found = []
     for index in range(count):
@@ -66,11 +71,11 @@ def inputs_of(lmm: FrozenLMM, tokeniser: Tokeniser, count: int) -> list[LMMInput
             pieces=pieces,
             objects=(),
         )
-        answer = tokeniser.answer(sample)
+        answer = lmm.processor.answer(sample)
         found.append(
             LMMInput(
-                pixels=lmm.prepare(Image.fromarray(scene.image)),
-                prompt_ids=tokeniser.prompt(DEFAULT_PROMPT),
+                image=lmm.prepare(Image.fromarray(scene.image)),
+                prompt=lmm.processor.prompt(DEFAULT_PROMPT, (scene.width, scene.height)),
                 answer_ids=answer.ids,
                 object_tokens=answer.tokens_of(sum(p.object is not None for p in pieces)),
             )
@@ -89,39 +94,82 @@ def kept_output(module: torch.nn.Module) -> Iterator[list[Any]]:
         handle.remove()
 
 
+Batch = tuple[dict[str, Any], list[WordRows]]
+
+
 @torch.no_grad()
-def compare(lmm: FrozenLMM, batches: list[list[LMMInput]]) -> dict[str, Any]:
-    """Largest absolute differences to eager attention, and whether the logits are plain sdpa's, bit for bit."""
-    folder = lmm.preset.source
-    eager = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    plain = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+def compare(folder: str | Path, capture: AttentionCapture, batches: Iterable[Batch]) -> dict[str, Any]:
+    """Largest absolute differences to eager attention, and whether the logits are the baseline's, bit for bit.
+
+    The baseline is what plain `from_pretrained` picks: sdpa, or eager for models that sdpa can not run (soft-capped
+    scores). `folder`: the checkpoint that `capture` wraps, loaded here a second and a third time in float32.
+    """
+    auto: Any = AutoModelForImageTextToText
+    eager = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    plain = auto.from_pretrained(folder, dtype=torch.float32).eval()
     attention = hidden = 0.0
     equal = True
-    for batch in batches:
-        inputs, rows = lmm.collate(batch, max(len(s.prompt_ids) + len(s.answer_ids) for s in batch))
-        with kept_output(lmm.capture.decoder) as outputs:
-            captured = lmm.capture.run(inputs, rows)
-        logits = lmm.model.lm_head(outputs[0].last_hidden_state)  # of the very pass that captured
+    for inputs, rows in batches:
+        with kept_output(capture.decoder) as outputs:
+            captured = capture.run(inputs, rows)
         truth = eager.model(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
         objects = tokens = 0
         for b, sample in enumerate(rows):
+            count = len(sample.columns)
             for positions in sample.objects:
-                maps = torch.stack([layer[b][:, positions][:, :, sample.columns].mean(1) for layer in truth.attentions])
-                attention = max(attention, (captured.attention[objects] - maps).abs().max().item())
+                words = [layer[b][:, positions][:, :, sample.columns] for layer in truth.attentions]
+                maps = torch.stack([w.mean(1) if capture.merge == "mean" else w.amax(1) for w in words])
+                attention = max(attention, (captured.attention[objects, ..., :count] - maps).abs().max().item())
+                attention = max(attention, captured.attention[objects, ..., count:].abs().sum().item())
                 objects += 1
                 for position in positions:
                     states = torch.stack([states[b, position] for states in truth.hidden_states[1:]])
                     hidden = max(hidden, (captured.hidden[tokens] - states).abs().max().item())
                     tokens += 1
-        equal = equal and torch.equal(logits, plain(**inputs).logits)
+        with kept_output(plain.get_decoder()) as expected:
+            logits = plain(**inputs).logits
+        # the states of the very pass that captured, and the logits of one after it
+        equal = equal and torch.equal(outputs[0].last_hidden_state, expected[0].last_hidden_state)
+        equal = equal and torch.equal(capture.model(**inputs).logits, logits)
     return {"attention": attention, "hidden": hidden, "logits": equal}
 
 
-def cached_against_live(lmm: FrozenLMM, tokeniser: Tokeniser) -> dict[str, Any]:
+def compare_family(name: str) -> dict[str, Any]:
+    """The parity of one LMM family: tiny, of random weights, mean and max, unpadded and padded on either side."""
+    worst: dict[str, Any] = {"attention": 0.0, "hidden": 0.0, "logits": True}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = save_family(name, Path(temporary))
+        auto: Any = AutoModelForImageTextToText
+        for merge in ("mean", "max"):
+            capture = AttentionCapture(auto.from_pretrained(folder, dtype=torch.float32), merge)
+            batches = [family_inputs(folder, capture.model.config, side) for side in ("none", "left", "right")]
+            found = compare(folder, capture, batches)
+            worst = {
+                "attention": max(worst["attention"], found["attention"]),
+                "hidden": max(worst["hidden"], found["hidden"]),
+                "logits": worst["logits"] and found["logits"],
+            }
+        together = capture.run(*batches[-1]).attention
+        singles = [family_inputs(folder, capture.model.config, "right", only=i) for i in range(len(batches[-1][1]))]
+        alone = [capture.run(*single).attention for single in singles]
+        batch = max(
+            (together[2 * i : 2 * i + 2, ..., : a.shape[-1]] - a).abs().max().item() for i, a in enumerate(alone)
+        )
+    return {
+        "attention_max_abs_diff": worst["attention"],
+        "hidden_max_abs_diff": worst["hidden"],
+        "batch_max_abs_diff": batch,
+        "logits_bit_equal": worst["logits"],
+        "baseline": capture.baseline,
+    }
+
+
+def collated(lmm: FrozenLMM, batch: list[LMMInput]) -> Batch:
+    """Inputs of a batch, padded to its longest sample."""
+    return lmm.collate(batch, max(s.length for s in batch))
+
+
+def cached_against_live(lmm: FrozenLMM) -> dict[str, Any]:
     """Extract a few scenes through the commands and compare the cache with fresh forward passes of the same samples.
 
     The tolerance is float16's: 2^-11 of a scaled value, beside 1e-5 for the plan's padding.
@@ -137,13 +185,13 @@ def cached_against_live(lmm: FrozenLMM, tokeniser: Tokeniser) -> dict[str, Any]:
         for index, sample in enumerate(priors.samples):
             item = priors.read(index)
             assert item is not None
-            answer = tokeniser.answer(sample)
+            answer = lmm.processor.answer(sample)
             image = open_image(root / sample.image_path, (sample.width, sample.height))
             live = lmm.run(
                 [
                     LMMInput(
-                        pixels=lmm.prepare(image),
-                        prompt_ids=tokeniser.prompt(sample.prompt),
+                        image=lmm.prepare(image),
+                        prompt=lmm.processor.prompt(sample.prompt, image.size),
                         answer_ids=answer.ids,
                         object_tokens=answer.tokens_of(len(sample.objects)),
                     )
@@ -166,14 +214,15 @@ def cached_against_live(lmm: FrozenLMM, tokeniser: Tokeniser) -> dict[str, Any]:
 def main(config: Config) -> None:
     count = 8 if config.quick else config.samples
     lmm = FrozenLMM(resolve_lmm("tiny"))
-    tokeniser = Tokeniser(lmm.preset)
-    samples = inputs_of(lmm, tokeniser, count)
+    samples = inputs_of(lmm, count)
     fours = [samples[i : i + 4] for i in range(0, count, 4)]
-    single, padded = compare(lmm, [[s] for s in samples]), compare(lmm, fours)
+    folder = lmm.preset.source
+    single = compare(folder, lmm.capture, (collated(lmm, [sample]) for sample in samples))
+    padded = compare(folder, lmm.capture, (collated(lmm, batch) for batch in fours))
     together = torch.cat([lmm.run(batch).attention for batch in fours])
     alone = torch.cat([lmm.run([sample]).attention for sample in samples])
-    cached = cached_against_live(lmm, tokeniser)
-    result = {
+    cached = cached_against_live(lmm)
+    result: dict[str, Any] = {
         "attention_max_abs_diff": max(single["attention"], padded["attention"]),
         "hidden_max_abs_diff": max(single["hidden"], padded["hidden"]),
         "batch_max_abs_diff": (together - alone).abs().max().item(),
@@ -187,6 +236,14 @@ def main(config: Config) -> None:
     }
     for name, value in result.items():
         print(f"{name:>32}  {value}")
+    if config.families:
+        result["families"] = {}
+        print(f"\n{'family':<20}{'attention':>10}{'hidden':>10}{'batch':>10}  logits bit-equal to")
+        for name in FAMILIES:
+            found = result["families"][name] = compare_family(name)
+            differences = (found[f"{part}_max_abs_diff"] for part in ("attention", "hidden", "batch"))
+            equal = found["baseline"] if found["logits_bit_equal"] else "NOT EQUAL"
+            print(f"{name:<20}" + "".join(f"{d:>10.1e}" for d in differences) + f"  {equal}", flush=True)
     print(json.dumps(result))
 
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ class Extract:
     """
 
     lmm: str = "tiny"
-    """Preset (see `lmms`), or a folder with a LLaVA checkpoint."""
+    """Preset (see `lmms`), a folder with a checkpoint, or a Hugging Face id."""
     dataset: str = "scenes"
     """scenes (generated here), refcoco, refcoco+, refcocog, png, own, … (see `manifest build --help`)."""
     data_root: Path | None = None
@@ -38,6 +38,8 @@ class Extract:
     """Only the first N samples of every split."""
     sentences: Literal["first", "all"] = "first"
     """RefCOCO: which sentences of an object become samples."""
+    store_grid: Literal["native", "64"] = "native"
+    """Attention maps as the LMM has them, or 64x64 as heads read them; always 64 where the grid follows the image."""
     context: Literal["joined", "alone"] = "joined"
     """RefCOCO: an image's expressions in one text, or each alone."""
     merge: Literal["mean", "max"] = "mean"
@@ -151,13 +153,15 @@ def _prepare(args: Extract) -> Any:
     """The dataset's samples and everything that identifies the run."""
     import torch
 
-    from stages.extract.presets import resolve_lmm
+    from stages.extract.presets import STORED, resolve_lmm
     from stages.extract.stage import Extraction
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if args.batch_size < 1 or (args.limit is not None and args.limit < 1) or (args.workers or 1) < 1:
         raise PipelineError("--batch-size, --limit and --workers must be at least 1")
     lmm = resolve_lmm(args.lmm)
+    if args.store_grid == "64":
+        lmm = replace(lmm, grid=STORED)
     dtype = args.dtype or lmm.dtype
     if dtype not in ("float32", "bfloat16", "float16"):
         raise PipelineError(f"--dtype {dtype}: float32, bfloat16 or float16")
@@ -206,13 +210,13 @@ def build_samples(args: Any) -> list[Any]:
 
 def _text(args: Extract, extraction: Any) -> Any:
     """The LMM's tokenizer; in a dry run without it an estimate."""
-    from stages.extract.lmm import Tokeniser
     from stages.extract.plan import WordCount
+    from stages.extract.processor import LMMProcessor
 
     if not args.dry_run:
-        return Tokeniser(extraction.lmm)
+        return LMMProcessor(extraction.lmm)
     try:
-        return Tokeniser(extraction.lmm, download=False)
+        return LMMProcessor(extraction.lmm, download=False)
     except ModelError:
         return WordCount(extraction.lmm)
 
@@ -223,10 +227,11 @@ def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: i
         folder = folder.absolute().parent
     free = shutil.disk_usage(folder).free
     where = f"{gpus} GPU(s)" if gpus else f"CPU, {os.cpu_count()} cores"
-    height, width = extraction.lmm.grid
+    lmm = extraction.lmm
+    height, width = lmm.grid
     rows = {
-        "LMM": f"{extraction.lmm.name} ({extraction.lmm.source}), {extraction.dtype}, merge {extraction.merge}",
-        "attention": f"{extraction.lmm.layers} layers x {extraction.lmm.heads} heads on {height}x{width} columns",
+        "LMM": f"{lmm.name} ({lmm.source}), {extraction.dtype}, merge {extraction.merge}",
+        "attention": f"{lmm.attention_layers} layers x {lmm.heads} heads, stored as {height}x{width}",
         "SAM": extraction.sam,
         "samples": f"{len(plan.rows)} ({len(plan.failures)} can not be used), {plan.objects} objects",
         "images": f"{len(plan.image_rows)} different",

@@ -102,9 +102,9 @@ class LMMs:
 def run_lmms(_: LMMs) -> None:
     from stages.extract.presets import PRESETS, resolve_lmm
 
-    print(f"{'name':<10} {'grid':<7} {'channels':>14} {'bytes/object':>13}  {'SAM':<6} source")
+    print(f"{'name':<22} {'stored':<7} {'channels':>14} {'bytes/object':>13}  {'SAM':<6} source")
     for preset in (resolve_lmm("tiny"), *PRESETS.values()):
         height, width = preset.grid
-        channels = f"{preset.layers}x{preset.heads}={preset.channels}"
+        channels = f"{preset.attention_layers}x{preset.heads}={preset.channels}"
         size = 2 * preset.channels * height * width
-        print(f"{preset.name:<10} {height}x{width:<4} {channels:>14} {size:>13,}  {preset.sam:<6} {preset.source}")
+        print(f"{preset.name:<22} {height}x{width:<4} {channels:>14} {size:>13,}  {preset.sam:<6} {preset.source}")

@@ -3,17 +3,21 @@
 The frozen LMM runs its plain SDPA forward. For the layers of its text decoder, the rows of the object words are
 computed a second time from the same queries and keys: softmax over all keys, cut to the image's columns, merged over
 the words of each object, all on the device. Nothing of size L x L is kept, no eager attention, no `output_attentions`.
+Where SDPA can not run the model (soft-capped scores, attention sinks), a layer runs the model's own eager code and the
+rows are cut from that, one layer at a time.
 
 Shapes: B samples, L padded input length, R rows (object tokens) per sample padded to the batch's most, K objects of the
-batch, M layers, N heads, P = h * w image columns, d width of the hidden states.
+batch, M layers, A of them with attention (all, but for hybrids), N heads, P image columns padded to the batch's most, d
+width of the hidden states.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +36,7 @@ Merge = Literal["mean", "max"]
 class WordRows:
     """Where the object words and the image are in one sample's input ids.
 
-    objects: for each object the positions of its tokens.  columns: the P positions of the image, row-major.
+    objects: for each object the positions of its tokens.  columns: the positions of the image, view by view, row-major.
     answer: positions of every token of the answer.
     """
 
@@ -45,7 +49,8 @@ class WordRows:
 class Captured:
     """What one forward pass gives, on the model's device.
 
-    attention: float32 [K, M, N, P], softmax rows over all keys, merged over each object's words.
+    attention: float32 [K, A, N, P], softmax rows over all keys, merged over each object's words; 0 past a sample's own
+    columns.
     hidden: [T, M, d] in the model's dtype, T object tokens in order: the outputs of the M layers, the last one after
     the final norm.  answer_hidden: [A, d], the last layer (after the final norm) at every answer token, sample by
     sample.
@@ -66,18 +71,12 @@ class _Pass:
         for s in samples:
             first.append(first[-1] + len(s.objects))
         self.merge, self.objects = merge, first[-1]
-        longest = max(map(len, rows))
-        self.rows = torch.zeros(len(samples), longest, dtype=torch.long)
-        self.valid = torch.zeros(len(samples), longest, dtype=torch.bool)
-        for b, positions in enumerate(rows):
-            self.rows[b, : len(positions)] = torch.tensor(positions, dtype=torch.long)
-            self.valid[b, : len(positions)] = True
+        self.rows, self.valid = (x.to(device) for x in _padded(rows))
         owner = torch.tensor([first[b] + k for b, numbers in enumerate(owners) for k in numbers], dtype=torch.long)
-        self.rows, self.valid, self.owner = self.rows.to(device), self.valid.to(device), owner.to(device)
+        self.owner = owner.to(device)
         self.words = torch.bincount(self.owner, minlength=self.objects).to(device)
-        self.columns = torch.tensor([list(s.columns) for s in samples], device=device)
+        self.columns, self.is_column = (x.to(device) for x in _padded([list(s.columns) for s in samples]))
         self.maps = torch.zeros(self.objects, layers, heads, self.columns.shape[1], device=device)
-        self.hidden: list[Tensor | None] = [None] * layers
         self.seen: set[int] = set()
 
     def select(self, states: Tensor) -> Tensor:
@@ -87,7 +86,7 @@ class _Pass:
 
     def put(self, layer: int, weights: Tensor) -> None:
         """Merge the rows [B, N, R, P] of a layer over the words of each object."""
-        tokens = weights.transpose(1, 2)[self.valid]
+        tokens = (weights * self.is_column[:, None, None]).transpose(1, 2)[self.valid].float()
         index = self.owner[:, None, None].expand_as(tokens)
         out = torch.zeros(self.objects, *tokens.shape[1:], device=tokens.device)
         if self.merge == "mean":
@@ -98,7 +97,16 @@ class _Pass:
         self.seen.add(layer)
 
 
+def _padded(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """int64 [B, most], zeros behind each list, and bool [B, most]: where the lists are."""
+    length = torch.tensor([len(x) for x in lists])
+    most = int(length.max())
+    values = torch.tensor([[*x, *[0] * (most - len(x))] for x in lists], dtype=torch.long).view(len(lists), most)
+    return values, torch.arange(most) < length[:, None]
+
+
 _ACTIVE: WeakKeyDictionary[nn.Module, tuple[int, _Pass]] = WeakKeyDictionary()
+_EAGER: WeakSet[nn.Module] = WeakSet()  # modules of models that transformers loads with eager attention
 
 
 def _rows_of_mask(mask: Tensor | None, rows: Tensor, length: int) -> Tensor:
@@ -132,16 +140,50 @@ def _forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ):
     """The attention function that transformers calls: capture, then SDPA exactly as it would have run."""
-    if active := _ACTIVE.get(module):
+    active = _ACTIVE.get(module)
+    if active and key.shape[2] != query.shape[2]:
+        raise ModelError(f"{type(module).__name__} attends to a cache or to other states: its rows can not be captured")
+    if module in _EAGER or any(kwargs.get(name) is not None for name in NOT_IN_SDPA):
+        return _eager(module, query, key, value, attention_mask, active, **kwargs)
+    if active:
         layer, run = active
-        unsupported = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-        if unsupported or key.shape[2] != query.shape[2]:
-            what = ", ".join(unsupported) or "cached or cross attention"
-            raise ModelError(f"{type(module).__name__} uses {what}: its attention rows can not be captured")
         with torch.no_grad():
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
             run.put(layer, attention_rows(query, key, attention_mask, scaling, run.rows, run.columns))
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+
+NOT_IN_SDPA = ("softcap", "s_aux")  # soft-capped scores (Gemma 2), attention sinks (gpt-oss)
+
+
+def _eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    active: tuple[int, _Pass] | None,
+    **kwargs: Any,
+):
+    """The model's own eager attention of this layer, and the rows cut from its weights; these are not kept."""
+    module_of_class = (sys.modules[c.__module__] for c in type(module).__mro__)
+    forward = next((f for m in module_of_class if (f := getattr(m, "eager_attention_forward", None))), None)
+    if forward is None:
+        raise ModelError(f"{type(module).__name__} has no eager attention of its own: its rows can not be captured")
+    length = query.shape[2]
+    if mask is None:  # SDPA's causal flag
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril_()[None, None]
+    if mask.dtype == torch.bool:  # eager adds its mask to the scores
+        zero = torch.zeros((), dtype=query.dtype, device=query.device)
+        mask = zero.masked_fill(~mask, torch.finfo(query.dtype).min)
+    out, weights = forward(module, query, key, value, mask, **kwargs)
+    if active:
+        layer, run = active
+        with torch.no_grad():
+            heads, keys = weights.shape[1], weights.shape[3]
+            rows = weights.gather(2, run.rows[:, None, :, None].expand(-1, heads, -1, keys))
+            run.put(layer, rows.gather(3, run.columns[:, None, None].expand(-1, heads, rows.shape[2], -1)))
+    return out, None
 
 
 AttentionInterface.register(IMPLEMENTATION, _forward)
@@ -149,46 +191,78 @@ AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)  # unregistered, ever
 
 
 class AttentionCapture:
-    """Wraps a frozen Hugging Face LMM whose text decoder attends to image tokens through self-attention."""
+    """Wraps a frozen Hugging Face LMM whose text decoder attends to image tokens through self-attention.
+
+    Raises ModelError for models that read the image by cross-attention only, or that bypass the attention interface.
+    """
 
     def __init__(self, model: Any, merge: Merge = "mean"):
         self.model = model.eval().requires_grad_(False)
         self.merge: Merge = merge
         self.config = self.model.config.get_text_config(decoder=True)
         self.decoder = self._find_decoder()
-        self.layers = list(self.decoder.layers)
-        self.attentions = [self._attention_of(i, layer) for i, layer in enumerate(self.layers)]
+        self.layers = list(self._layers_of(self.decoder) or ())
+        found = [self._attention_of(i, layer) for i, layer in enumerate(self.layers)]
+        self.attentions = [module for module in found if module is not None]
+        if not self.attentions:
+            raise ModelError(f"{type(model).__name__}: no layer with self-attention was found")
+        self.baseline: str = self.config._attn_implementation
+        """What the model was loaded with (sdpa; eager where sdpa can not run it): its logits stay, bit for bit."""
         name = next((k for k in self.model.config.sub_configs if getattr(self.model.config, k) is self.config), "")
         self.model.set_attn_implementation({name: IMPLEMENTATION})
         if self.config._attn_implementation != IMPLEMENTATION:  # transformers only warns
             raise ModelError(f"{type(model).__name__} does not use transformers' attention interface")
+        if self.baseline == "eager":
+            _EAGER.update(self.attentions)
+
+    @property
+    def channels(self) -> int:
+        """C = A * N, attention maps per object."""
+        return len(self.attentions) * self.config.num_attention_heads
+
+    @staticmethod
+    def _layers_of(module: nn.Module) -> nn.ModuleList | None:
+        layers = getattr(module, "layers", getattr(module, "blocks", None))
+        return layers if isinstance(layers, nn.ModuleList) else None
 
     def _find_decoder(self) -> Any:
         """The smallest module that owns the text config and a list of layers."""
         found = [
             m
             for m in self.model.modules()
-            if getattr(m, "config", None) is self.config and isinstance(getattr(m, "layers", None), nn.ModuleList)
+            if getattr(m, "config", None) is self.config and self._layers_of(m) is not None
         ]
         if not found:
             raise ModelError(f"{type(self.model).__name__}: no text decoder with a list of layers was found")
         return found[-1]
 
-    def _attention_of(self, index: int, layer: nn.Module) -> nn.Module:
-        found = [m for m in layer.modules() if getattr(m, "layer_idx", None) == index and hasattr(m, "q_proj")]
-        if len(found) != 1 or "cross" in type(found[0]).__name__.lower():
+    def _attention_of(self, index: int, layer: nn.Module) -> nn.Module | None:
+        """The self-attention of a layer; None for the other layers of a hybrid (convolutions, linear attention)."""
+        found = [
+            m
+            for m in layer.modules()
+            if getattr(m, "layer_idx", None) == index
+            and getattr(m, "config", None) is self.config
+            and any(hasattr(m, name) for name in ("q_proj", "qkv_proj", "att_proj", "q_b_proj"))
+        ]
+        if any("cross" in type(m).__name__.lower() for m in found):
+            raise ModelError(
+                f"{type(self.model).__name__} reads the image by cross-attention: it has no attention prior"
+            )
+        if len(found) > 1:
             raise ModelError(f"{type(self.model).__name__}, layer {index}: no single self-attention module was found")
-        return found[0]
+        return found[0] if found else None
 
     @torch.no_grad()
     def run(self, inputs: dict[str, Tensor], samples: Sequence[WordRows]) -> Captured:
         """One forward pass without logits. `inputs` as the model takes them, one `WordRows` per sample of the batch."""
         device = next(self.decoder.parameters()).device
-        run = _Pass(samples, len(self.layers), self.config.num_attention_heads, device, self.merge)
+        run = _Pass(samples, len(self.attentions), self.config.num_attention_heads, device, self.merge)
+        states: list[Tensor | None] = [None] * (len(self.layers) - 1)
 
         def keep(layer: int):
             def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                run.hidden[layer] = run.select(output[0] if isinstance(output, tuple) else output)
+                states[layer] = run.select(output[0] if isinstance(output, tuple) else output)
 
             return hook
 
@@ -202,9 +276,10 @@ class AttentionCapture:
                 del _ACTIVE[module]
             for handle in handles:
                 handle.remove()
-        if len(run.seen) != len(self.layers):
-            raise ModelError(f"captured {len(run.seen)} of {len(self.layers)} layers of {type(self.model).__name__}")
-        run.hidden[-1] = run.select(last)
-        hidden = torch.stack([h for h in run.hidden if h is not None], 1)
+        if len(run.seen) != len(self.attentions):
+            raise ModelError(
+                f"captured {len(run.seen)} of {len(self.attentions)} layers of {type(self.model).__name__}"
+            )
+        hidden = torch.stack([*(s for s in states if s is not None), run.select(last)], 1)
         answer = torch.cat([last[b, list(s.answer)] for b, s in enumerate(samples)])
         return Captured(attention=run.maps, hidden=hidden, answer_hidden=answer)

@@ -12,10 +12,14 @@ from typing import Any, Final, Protocol
 from cache.layout import ArraySpec
 from cache.plan import ImageRow, PlanRow, image_arrays, pack, priors_arrays
 from manifests.schema import Sample, problem
+from stages.extract.checkpoint import file_sha256
+from stages.extract.grids import View
+from stages.extract.grids.view import square_view
 from stages.extract.images import centred_box, corner_box
-from stages.extract.lmm import Answer, file_sha256
 from stages.extract.presets import LMMPreset
+from stages.extract.processor import Answer, Prompt
 from stages.extract.sam import SamConfig
+from stages.extract.stored import stored_box
 
 SHARD_BYTES: Final = 64 << 20
 LARGEST_UNIT: Final = 128  # objects or images; so that a tiny LMM's cache has units enough to share among workers
@@ -23,22 +27,26 @@ CHUNK_BYTES: Final = 64 << 10  # of token arrays, whose slots are small
 
 
 class TextToIds(Protocol):
-    """What planning needs of a tokenizer (`stages.extract.lmm.Tokeniser`, or `WordCount` for estimates)."""
+    """What planning needs of an LMM (`stages.extract.processor.LMMProcessor`, or `WordCount` for estimates)."""
 
-    def prompt(self, prompt: str) -> list[int]: ...
+    def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt: ...
 
     def answer(self, sample: Sample) -> Answer: ...
 
 
 class WordCount:
-    """Estimates for a dry run where the LMM's tokenizer is not on this machine: 1.4 tokens a word."""
+    """Estimates for a dry run where the LMM's processor is not on this machine: 1.4 tokens a word."""
 
     def __init__(self, preset: LMMPreset):
         self.preset = preset
 
-    def prompt(self, prompt: str) -> list[int]:
+    def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
         height, width = self.preset.grid
-        return [0] * (height * width + round(1.4 * len(prompt.split())) + 8)
+        view = View(height=height, width=width, columns=range(height * width))
+        if self.preset.square:
+            view = square_view(view.columns, centred_box(*size, self.preset.square.image_size))
+        ids = [0] * (height * width + round(1.4 * len(prompt.split())) + 8)
+        return Prompt(ids=ids, view=view, types={})
 
     def answer(self, sample: Sample) -> Answer:
         ids: list[int] = []
@@ -136,8 +144,10 @@ def make_plan(
     image_of, image_rows, missing = images
     answers = [text.answer(s) for s in samples]
     tokens = [a.tokens_of(len(s.objects)) for a, s in zip(answers, samples, strict=True)]
+    prompts, refused = _prompts(samples, text)
     errors = [
-        problem(s) or missing.get(s.image_path) or _untokenised(s, t) for s, t in zip(samples, tokens, strict=True)
+        problem(s) or missing.get(s.image_path) or _untokenised(s, t) or refused.get((s.width, s.height))
+        for s, t in zip(samples, tokens, strict=True)
     ]
     height, width = lmm.grid
     per_unit = _per_unit(2 * lmm.channels * height * width)
@@ -147,12 +157,11 @@ def make_plan(
     }
     counts = [(len(s.objects), sum(map(len, t)), len(a.ids)) for s, a, t in zip(samples, answers, tokens, strict=True)]
     packing = pack(counts, objects_per_unit=per_unit, errors=errors, **chunks)
-    prompts = {prompt: len(text.prompt(prompt)) for prompt in {s.prompt for s in samples}}
-    lengths = [prompts[s.prompt] + len(a.ids) for s, a in zip(samples, answers, strict=True)]
+    lengths = [len(p.ids) + len(a.ids) if p else 0 for p, a in zip(prompts, answers, strict=True)]
     batches = _batches(packing.unit.tolist(), lengths, batch_size)
     rows = []
-    for i, (sample, answer, positions) in enumerate(zip(samples, answers, tokens, strict=True)):
-        if (error := packing.errors[i]) is not None:
+    for i, (sample, answer, positions, prompt) in enumerate(zip(samples, answers, tokens, prompts, strict=True)):
+        if (error := packing.errors[i]) is not None or prompt is None:
             rows.append(PlanRow(sample=i, error=error))
             continue
         rows.append(
@@ -171,7 +180,7 @@ def make_plan(
                 answer_word=tuple(answer.words),
                 answer_object=tuple(answer.objects),
                 image=image_of[sample.image_path],
-                box=centred_box(sample.width, sample.height, lmm.image_size).as_tuple(),
+                box=stored_box(prompt.view, lmm.grid),
             )
         )
     images_per_unit = _per_unit(2 * sam.channels * sam.grid**2)
@@ -191,6 +200,20 @@ def make_plan(
 def _per_unit(item_bytes: int) -> int:
     """Objects or images of a unit: a shard of about SHARD_BYTES."""
     return max(1, min(LARGEST_UNIT, SHARD_BYTES // item_bytes))
+
+
+def _prompts(samples: Sequence[Sample], text: TextToIds) -> tuple[list[Prompt | None], dict[tuple[int, int], str]]:
+    """Each sample's prompt; None and a reason by (width, height) for sizes that the LMM's processor refuses."""
+    refused: dict[tuple[int, int], str] = {}
+    prompts: list[Prompt | None] = []
+    for sample in samples:
+        size = (sample.width, sample.height)
+        try:
+            prompts.append(None if size in refused else text.prompt(sample.prompt, size))
+        except ValueError as error:  # such as Qwen's limit on the aspect ratio
+            refused[size] = f"the LMM takes no image of {size[0]}x{size[1]} pixels ({error}): leave it out"
+            prompts.append(None)
+    return prompts, refused
 
 
 def _untokenised(sample: Sample, tokens: list[list[int]]) -> str | None:

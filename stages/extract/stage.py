@@ -19,9 +19,10 @@ from cache.store import Store
 from manifests.errors import CacheError, DatasetError
 from manifests.schema import Sample, write_manifest
 from stages.extract.attention import Merge
-from stages.extract.lmm import Tokeniser, file_sha256, local_folder, weights_identity
+from stages.extract.checkpoint import file_sha256, local_folder, weights_identity
 from stages.extract.plan import Plan, TextToIds, make_plan, plan_images
 from stages.extract.presets import LMMPreset
+from stages.extract.processor import LMMProcessor
 from stages.extract.sam import checkpoint_of, sam_config
 from stages.extract.worker import WorkerConfig, WorkUnit
 
@@ -71,7 +72,7 @@ class Extraction:
             index_of = {row.image: i for i, row in enumerate(known)}
             paths = {path: index_of[found[1][i].image] for path, i in found[0].items()}
             found = (paths, known, found[2])
-        return make_plan(self.samples, text or Tokeniser(self.lmm), self.lmm, sam, found, batch_size=self.batch_size)
+        return make_plan(self.samples, text or LMMProcessor(self.lmm), self.lmm, sam, found, batch_size=self.batch_size)
 
     def _known_images(self, needed: list[ImageRow]) -> list[ImageRow] | None:
         """The rows of the image cache that is there, if it is of this SAM and holds all these images."""
@@ -95,11 +96,10 @@ class Extraction:
 
     def identity(self, images: Store) -> dict[str, Any]:
         """What makes attention priors what they are, besides the manifest and the plan."""
-        lmm = {k: v for k, v in asdict(self.lmm).items() if k not in ("name", "source", "sam")}
-        files = weights_identity(local_folder(self.lmm, weights=True))
+        files = weights_identity(local_folder(self.lmm.source, weights=True))
         return {
             "algorithm": ALGORITHM,
-            "lmm": lmm | {"dtype": self.dtype, "files": files},
+            "lmm": self.lmm.identity() | {"dtype": self.dtype, "files": files},
             "merge": self.merge,
             "images": images.reference(),
         }

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,15 +18,16 @@ import torch
 from PIL import Image
 
 from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, PlanRow, Rows
-from cache.scaling import scale_maps, scale_states
 from cache.store import Store
 from manifests.errors import DatasetError, PipelineError
 from manifests.schema import read_manifest
-from stages.extract.attention import Captured, Merge
+from stages.extract.attention import Merge
+from stages.extract.checkpoint import first_line
 from stages.extract.images import open_image
-from stages.extract.lmm import FrozenLMM, LMMInput, Tokeniser, first_line
+from stages.extract.lmm import FrozenLMM, LMMInput
 from stages.extract.presets import LMMPreset
 from stages.extract.sam import encode_images, load_sam, preprocess_sam, sam_config
+from stages.extract.stored import stored_fields
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,10 +91,6 @@ class ExtractionWorker:
         return FrozenLMM(self.config.lmm, self.config.device, self.config.dtype, self.config.merge)
 
     @cached_property
-    def prompt_ids(self):
-        return lru_cache(maxsize=1024)(Tokeniser(self.config.lmm).prompt)
-
-    @cached_property
     def sam(self):
         sam = load_sam(self.config.sam, self.config.sam_checkpoint)
         return sam.requires_grad_(False).to(self.config.device)
@@ -155,7 +152,7 @@ class ExtractionWorker:
             with self._timed("lmm"):
                 captured = self.lmm.run(batch, rows[0].length)
             with self._timed("scale"):
-                fields = stored_fields(captured, self.config.lmm.grid)
+                fields = stored_fields(captured, [v for s in batch for v in s.views], self.config.lmm.grid)
             placed = self._place(arrays, unit, good, fields, failures)
             objects += sum(row.objects for row in placed)
             samples += len(placed)
@@ -164,11 +161,12 @@ class ExtractionWorker:
 
     def _input(self, row: PlanRow) -> LMMInput:
         sample = self.samples[row.sample]
-        pixels = self.lmm.prepare(self._open(sample.image_path, sample.width, sample.height))
+        size = (sample.width, sample.height)
+        image = self.lmm.prepare(self._open(sample.image_path, *size))
         positions = iter(row.token_positions)
         return LMMInput(
-            pixels=pixels,
-            prompt_ids=self.prompt_ids(sample.prompt),
+            image=image,
+            prompt=self.lmm.processor.prompt(sample.prompt, size),
             answer_ids=list(row.answer_ids),
             object_tokens=[[next(positions) for _ in range(count)] for count in row.token_counts],
         )
@@ -235,26 +233,6 @@ class _Timer:
 
     def __exit__(self, *_: object) -> None:
         self.seconds[self.part] += time.perf_counter() - self.start
-
-
-def stored_fields(captured: Captured, grid: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The six arrays of a batch as they are stored.
-
-    attention float16 [K, C, h, w], C layer-major (layer 0's heads first), each map scaled to mean 1; attention_mass
-    float32 [K, C]; hidden float16 [T, M, d] with hidden_scale float32 [T, M]; answer_hidden float16 [A, d] with
-    answer_scale float32 [A].
-    """
-    maps, mass = scale_maps(captured.attention.flatten(1, 2).unflatten(-1, grid).cpu().numpy())
-    hidden, hidden_scale = scale_states(captured.hidden.float().cpu().numpy())
-    answer, answer_scale = scale_states(captured.answer_hidden.float().cpu().numpy())
-    return {
-        "attention": maps,
-        "attention_mass": mass,
-        "hidden": hidden,
-        "hidden_scale": hidden_scale,
-        "answer_hidden": answer,
-        "answer_scale": answer_scale,
-    }
 
 
 def _empty_unit(store: Store) -> dict[str, np.ndarray]:

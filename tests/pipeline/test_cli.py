@@ -40,7 +40,14 @@ def test_help_shows_every_option(name: str, capsys: pytest.CaptureFixture[str]) 
 def test_llava_dry_run_needs_no_weights(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli("extract", "--lmm", "llava", "--data-root", data_root, "--cache", tmp_path / "c", "--dry-run")
     text = capsys.readouterr().out
-    for word in ("llava-hf/llava-1.5-7b-hf", "32 layers x 32 heads on 24x24", "vit_l", "samples", "free disk", "CPU"):
+    for word in (
+        "llava-hf/llava-1.5-7b-hf",
+        "32 layers x 32 heads, stored as 24x24",
+        "vit_l",
+        "samples",
+        "free disk",
+        "CPU",
+    ):
         assert word in text
     assert "estimated" in text
     assert not (tmp_path / "c").exists()
@@ -59,7 +66,7 @@ def test_llava_without_weights_ends_in_one_clear_line(
     ("args", "says"),
     [
         (["extract", "--dataset", "nothing", "--data-root", "."], "there is no dataset 'nothing'"),
-        (["extract", "--lmm", "nothing"], "known are tiny, llava"),
+        (["extract", "--lmm", "nothing"], "known are tiny, aya-vision"),
         (["extract", "--batch-size", "0"], "must be at least 1"),
         (["extract", "--dtype", "int8"], "float32, bfloat16 or float16"),
         (["extract", "--device", "foo"], "--device foo: torch has "),

@@ -39,8 +39,8 @@ from manifests.scenes.language import narrative
 from manifests.scenes.lessons import listing, question, shelf_listing, statements
 from manifests.scenes.world import make_scene
 from manifests.scenes.write import GENERATOR_VERSION
+from stages.extract.checkpoint import file_sha256
 from stages.extract.images import pad_to_square
-from stages.extract.lmm import file_sha256
 
 IMAGE, PATCH = 96, 8
 TEMPLATE = "USER: <image>\n{prompt} ASSISTANT:"

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from manifests.scenes.world import make_scene
 from manifests.scenes.write import GENERATOR_VERSION
-from stages.extract.lmm import file_sha256
+from stages.extract.checkpoint import file_sha256
 from stages.extract.sam import SAM_PRESETS, build_sam, preprocess_sam, save_sam
 
 CONFIG = SAM_PRESETS["tiny"]

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from benchmarks.parity import inputs_of, kept_output
 from manifests.errors import ModelError
 from manifests.schema import DEFAULT_PROMPT, Piece, Sample
 from stages.extract.attention import AttentionCapture, WordRows
-from stages.extract.lmm import FrozenLMM, LMMInput, Tokeniser
+from stages.extract.lmm import FrozenLMM, LMMInput
 from stages.extract.presets import resolve_lmm
 
 
@@ -25,7 +32,7 @@ def tiny() -> FrozenLMM:
 
 def samples(count: int, lmm: FrozenLMM) -> list[LMMInput]:
     """Narratives of scenes: texts of different lengths, several objects each."""
-    found = inputs_of(lmm, Tokeniser(lmm.preset), count)
+    found = inputs_of(lmm, count)
     assert count == 1 or len({len(s.answer_ids) for s in found}) > 1, "the batch needs padding to test it"
     return found
 
@@ -147,7 +154,33 @@ def test_a_capture_that_ends_in_an_error_leaves_no_trace(tiny: FrozenLMM) -> Non
     assert tiny.capture.run(inputs, rows).attention.shape[0] == len(rows[0].objects)
 
 
-def test_sinks_softcap_and_cached_keys_are_refused(tiny: FrozenLMM) -> None:
+def test_attention_sinks_equal_eager() -> None:
+    """gpt-oss: a learned logit in every softmax, which SDPA has not; any positions can stand for the image."""
+    config = GptOssConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1, sliding_window=6, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, reference = GptOssForCausalLM(config).eval(), GptOssForCausalLM(config).eval()
+    torch.nn.init.normal_(model.model.layers[0].self_attn.sinks)
+    reference.load_state_dict(model.state_dict())
+    ids = torch.randint(1, 64, (2, 14))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["attention_mask"][1, 11:] = 0
+    rows = [
+        WordRows(objects=[[9], [10, 12]], columns=range(1, 9), answer=range(9, 13)),
+        WordRows(objects=[[8, 10]], columns=range(1, 9), answer=range(8, 11)),
+    ]
+    plain = reference.model(**inputs).last_hidden_state
+    attention, hidden, _ = eager_truth(reference, inputs, rows, "mean")
+    captured = AttentionCapture(model).run(inputs, rows)
+    assert (captured.attention - attention).abs().max() <= 1e-5
+    assert (captured.hidden - hidden).abs().max() <= 1e-5
+    assert 0.01 < attention[:, 0].sum(-1).max() < 0.99  # the sink takes a share
+    assert torch.equal(model.model(**inputs).last_hidden_state, plain)
+
+
+def test_cached_keys_are_refused(tiny: FrozenLMM) -> None:
     import stages.extract.attention as attention
 
     module = tiny.capture.attentions[0]
@@ -156,9 +189,7 @@ def test_sinks_softcap_and_cached_keys_are_refused(tiny: FrozenLMM) -> None:
     query = torch.randn(1, 6, 8, 32)
     attention._ACTIVE[module] = (0, run)
     try:
-        with pytest.raises(ModelError, match="softcap"):
-            attention._forward(module, query, query, query, None, softcap=30.0)
-        with pytest.raises(ModelError, match="cached"):
+        with pytest.raises(ModelError, match="cache"):
             attention._forward(module, query[:, :, :1], query, query, None)
     finally:
         del attention._ACTIVE[module]

@@ -16,19 +16,21 @@ from transformers import AutoProcessor
 
 from manifests.errors import ModelError
 from manifests.schema import DEFAULT_PROMPT, Piece
-from stages.extract.lmm import FrozenLMM, Tokeniser, weights_identity
+from stages.extract.checkpoint import weights_identity
+from stages.extract.lmm import FrozenLMM
 from stages.extract.presets import resolve_lmm
+from stages.extract.processor import LMMProcessor
 from tests.stages.extract.test_attention import make_sample
 
 TINY = resolve_lmm("tiny")
-TOKENISER = Tokeniser(TINY)
+TOKENISER = LMMProcessor(TINY)
 
 
 def test_prompt_equals_the_processors() -> None:
     processor = AutoProcessor.from_pretrained(TINY.source)
     image = Image.new("RGB", (96, 96))
     expected = processor(text=TINY.template.format(prompt=DEFAULT_PROMPT), images=image)["input_ids"]
-    assert TOKENISER.prompt(DEFAULT_PROMPT) == list(np.asarray(expected).reshape(-1))
+    assert TOKENISER.prompt(DEFAULT_PROMPT, (96, 96)).ids == list(np.asarray(expected).reshape(-1))
 
 
 def test_square_images_equal_the_processors() -> None:
@@ -38,8 +40,8 @@ def test_square_images_equal_the_processors() -> None:
     from stages.extract.lmm import LMMInput
 
     sample = LMMInput(
-        pixels=lmm.prepare(Image.fromarray(pixels)),
-        prompt_ids=TOKENISER.prompt("x"),
+        image=lmm.prepare(Image.fromarray(pixels)),
+        prompt=TOKENISER.prompt("x", (96, 96)),
         answer_ids=[9],
         object_tokens=[[0]],
     )
@@ -96,5 +98,5 @@ def test_a_damaged_folder_is_one_line_with_the_folder(tmp_path: Path, damage: st
         with (copy / "model.safetensors").open("r+b") as file:
             file.truncate(1_000_000)
     with pytest.raises(ModelError, match=r"copy can not be loaded \(.*download the folder again") as caught:
-        (FrozenLMM if "weights" in damage else Tokeniser)(replace(TINY, source=str(copy)))
+        (FrozenLMM if "weights" in damage else LMMProcessor)(replace(TINY, source=str(copy)))
     assert "\n" not in str(caught.value)

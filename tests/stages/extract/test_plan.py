@@ -13,9 +13,9 @@ from manifests.build import build
 from manifests.masks import encode
 from manifests.schema import Object, Piece, Sample
 from stages.extract import plan as module
-from stages.extract.lmm import Tokeniser
 from stages.extract.plan import Plan, WordCount, make_plan, plan_images
 from stages.extract.presets import resolve_lmm
+from stages.extract.processor import LMMProcessor
 from stages.extract.sam import SAM_PRESETS
 
 TINY = resolve_lmm("tiny")
@@ -28,7 +28,7 @@ def samples(data_root: Path) -> list[Sample]:
 
 def planned(samples: list[Sample], root: Path, batch_size: int = 4) -> Plan:
     images = plan_images(samples, root, SAM_PRESETS["tiny"])
-    return make_plan(samples, Tokeniser(TINY), TINY, SAM_PRESETS["tiny"], images, batch_size=batch_size)
+    return make_plan(samples, LMMProcessor(TINY), TINY, SAM_PRESETS["tiny"], images, batch_size=batch_size)
 
 
 def test_slots_are_disjoint_and_batches_share_a_length(
@@ -41,7 +41,7 @@ def test_slots_are_disjoint_and_batches_share_a_length(
     capacity = {spec.name: spec.slots_per_unit for spec in plan.arrays}
     taken: defaultdict[str, list[int]] = defaultdict(list)
     batches: defaultdict[tuple[int, int], list] = defaultdict(list)
-    prompt = len(Tokeniser(TINY).prompt(samples[0].prompt))
+    prompt = len(LMMProcessor(TINY).prompt(samples[0].prompt, (96, 96)).ids)
     for row, sample in zip(plan.rows, samples, strict=True):
         assert row.error is None and row.objects == len(sample.objects)
         extents = {
@@ -61,7 +61,7 @@ def test_slots_are_disjoint_and_batches_share_a_length(
 
 
 def test_tokens_of_an_object_are_its_words(samples: list[Sample], data_root: Path) -> None:
-    tokenizer = Tokeniser(TINY).tokenizer
+    tokenizer = LMMProcessor(TINY).tokenizer
     for row, sample in zip(planned(samples, data_root).rows, samples, strict=True):
         positions = iter(row.token_positions)
         for item, count in zip(sample.objects, row.token_counts, strict=True):

@@ -11,6 +11,9 @@ import pytest
 from manifests.errors import ModelError
 from stages.extract import presets
 
+assert presets.PRESETS["llava"].square is not None
+LLAVA = presets.PRESETS["llava"].square
+
 
 def test_missing_embedded_weights_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presets, "TINY", tmp_path)
@@ -21,7 +24,7 @@ def test_missing_embedded_weights_say_how_to_make_them(tmp_path: Path, monkeypat
 def test_a_folder_without_a_checkpoint_and_an_unknown_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no checkpoint: config\.json is missing"):
         presets.resolve_lmm(str(tmp_path))
-    with pytest.raises(ModelError, match="known are tiny, llava"):
+    with pytest.raises(ModelError, match=r"known are tiny, aya-vision, .*, llava, .* or a Hugging Face id"):
         presets.resolve_lmm("no-such-lmm")
 
 
@@ -43,7 +46,7 @@ def hub_folder(folder: Path, **text: int) -> Path:
             "vision_config": vision,
         },
         "processor_config": {"image_token": "<image>", "patch_size": 14, "processor_class": "LlavaProcessor"},
-        "preprocessor_config": {"image_mean": presets.CLIP_MEAN, "image_std": presets.CLIP_STD, "do_normalize": True},
+        "preprocessor_config": {"image_mean": list(LLAVA.mean), "image_std": list(LLAVA.std), "do_normalize": True},
     }
     folder.mkdir()
     for name, values in files.items():

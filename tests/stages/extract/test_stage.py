@@ -23,8 +23,9 @@ from cache.store import Store
 from manifests.scenes.write import ScenesConfig, write_scenes
 from manifests.schema import Sample
 from stages.extract.images import open_image
-from stages.extract.lmm import FrozenLMM, LMMInput, Tokeniser
+from stages.extract.lmm import FrozenLMM, LMMInput
 from stages.extract.presets import resolve_lmm
+from stages.extract.processor import LMMProcessor
 from stages.extract.sam import encode_images, load_sam, preprocess_sam
 from stages.extract.worker import ExtractionWorker
 from tests.cache.caches import make
@@ -35,12 +36,11 @@ FLOAT16 = 5e-4  # relative rounding of a value of a scaled map or state, see cac
 
 
 def live_input(lmm: FrozenLMM, sample: Sample, data_root: Path) -> LMMInput:
-    tokeniser = Tokeniser(lmm.preset)
-    answer = tokeniser.answer(sample)
+    answer = lmm.processor.answer(sample)
     image = open_image(data_root / sample.image_path, (sample.width, sample.height))
     return LMMInput(
-        pixels=lmm.prepare(image),
-        prompt_ids=tokeniser.prompt(sample.prompt),
+        image=lmm.prepare(image),
+        prompt=lmm.processor.prompt(sample.prompt, image.size),
         answer_ids=answer.ids,
         object_tokens=answer.tokens_of(len(sample.objects)),
     )
@@ -68,7 +68,7 @@ def test_cached_priors_equal_live_ones(small_cache: Path, data_root: Path) -> No
 
 def test_every_object_has_its_own_words(small_cache: Path) -> None:
     priors = Priors.open(small_cache)
-    tokeniser = Tokeniser(resolve_lmm("tiny")).tokenizer
+    tokeniser = LMMProcessor(resolve_lmm("tiny")).tokenizer
     for index in range(0, len(priors), 7):
         sample, item = priors.samples[index], priors.read(index)
         assert item is not None and len(item.attention) == len(sample.objects)

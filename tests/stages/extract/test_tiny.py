@@ -12,7 +12,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from manifests.scenes.world import SPLIT_SEEDS, scene_seed
-from stages.extract.lmm import file_sha256
+from stages.extract.checkpoint import file_sha256
 from stages.extract.presets import TINY
 from stages.extract.sam import load_sam
 from stages.extract.tiny import train_lmm, train_sam
@@ -75,10 +75,10 @@ def stream(module: Any) -> Iterator[Any]:
     """The samples that the training script iterates over, with its own defaults."""
     if module is train_sam:
         return iter(train_sam.PromptedSegments())
-    from stages.extract.lmm import Tokeniser
     from stages.extract.presets import resolve_lmm
+    from stages.extract.processor import LMMProcessor
 
-    return iter(train_lmm.Conversations(Tokeniser(resolve_lmm("tiny")).tokenizer, 72, samples=1000))
+    return iter(train_lmm.Conversations(LMMProcessor(resolve_lmm("tiny")).tokenizer, 72, samples=1000))
 
 
 def test_a_conversation_is_a_function_of_its_index() -> None:

@@ -1,0 +1,64 @@
+"""Where an LMM's files are, and what makes two checkpoints the same."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from manifests.errors import ModelError
+
+
+def unloadable(folder: str, part: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"the {part} in {folder} can not be loaded ({first_line(error)}): a file is missing or damaged, copy or "
+        "download the folder again"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The type and the first line of a foreign error, for a message of one line."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0].strip()
+
+
+def local_folder(source: str, *, weights: bool = False, download: bool = True) -> str:
+    """The folder that holds an LMM's files, downloaded to the Hugging Face cache where it is not there yet.
+
+    source: a folder or a Hugging Face id. Raises ModelError in one line where neither the files nor the network are
+    there.
+    """
+    if Path(source).is_dir():
+        if weights and not list(Path(source).glob("*.safetensors")):
+            raise ModelError(f"{source} holds no *.safetensors weights")
+        return source
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + (["*.safetensors"] if weights else [])
+    try:
+        return snapshot_download(source, allow_patterns=patterns, local_files_only=not download)
+    except Exception as error:  # huggingface_hub raises its own, httpx's and OSErrors for "not there"
+        raise ModelError(
+            f"{source} is neither in the Hugging Face cache nor reachable ({type(error).__name__}): "
+            f"on a machine with network run `hf download {source} --local-dir DIR`, copy DIR here and pass "
+            "--lmm DIR"
+        ) from None
+
+
+def weights_identity(folder: str) -> dict[str, str]:
+    """sha256 of every weight and tokenizer file of a checkpoint folder: what "the same LMM" means.
+
+    Files of the Hugging Face cache are links to blobs that are named by their sha256, which saves reading them.
+    """
+    identity = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix not in (".safetensors", ".json", ".model", ".jinja") or path.name == "training.json":
+            continue
+        blob = path.resolve().name
+        identity[path.name] = blob if re.fullmatch("[0-9a-f]{64}", blob) else file_sha256(path)
+    return identity
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

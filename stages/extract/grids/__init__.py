@@ -1,0 +1,94 @@
+"""Which columns of an LMM's input are the image, and their grid: one file per grid family, chosen by `model_type`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import isqrt
+from typing import Any, Final
+
+from manifests.errors import ModelError
+from stages.extract.grids import anyres, crops, dynamic, square
+from stages.extract.grids.view import Cells, Shown, View
+
+__all__ = ["GRIDS", "Grid", "Shown", "View", "grid_of", "image_token_id"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """How one family shows an image to its text decoder."""
+
+    views: Callable[[Shown], list[View]]
+    """The views of the whole image, coarse ones first."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """For the processor: no tiles, one view of the whole image."""
+    cells: Callable[[Any], Cells] | None = None
+    """config -> (h, w) of the first view, where it is the same for every image."""
+    answer_type: int = 0
+    """Token type of the answer, for families that have token types: 0 is text, 1 is PaliGemma's causal suffix."""
+
+
+LLAVA: Final = Grid(views=square.padded, cells=square.cells())
+_PADDED: Final = Grid(views=square.padded_rounding, cells=square.cells())
+_ANYRES: Final = Grid(views=anyres.views, cells=square.cells())
+_THW: Final = Grid(views=dynamic.from_thw)
+_SPLITTING: Final = Grid(
+    views=square.stretched, cells=square.cells(lambda c: c.scale_factor), options={"do_image_splitting": False}
+)
+GRIDS: Final[dict[str, Grid]] = {
+    "llava": LLAVA,
+    "vipllava": LLAVA,
+    "deepseek_vl": _PADDED,
+    "deepseek_vl_hybrid": _PADDED,
+    "janus": _PADDED,
+    "gemma3": Grid(
+        views=square.stretched,
+        cells=square.cells(lambda c: _side(c) // isqrt(c.mm_tokens_per_image)),
+        options={"do_pan_and_scan": False},
+    ),
+    "paligemma": Grid(views=square.stretched, cells=square.cells(), answer_type=1),
+    "internvl": Grid(
+        views=square.stretched,
+        cells=square.cells(lambda c: round(1 / c.downsample_ratio)),
+        options={"crop_to_patches": False},
+    ),
+    "aya_vision": Grid(
+        views=square.stretched, cells=square.cells(lambda c: c.downsample_factor), options={"crop_to_patches": False}
+    ),
+    "idefics3": _SPLITTING,
+    "smolvlm": _SPLITTING,
+    "llava_next": _ANYRES,
+    "llava_onevision": _ANYRES,
+    "qwen2_vl": _THW,
+    "qwen2_5_vl": _THW,
+    "qwen3_vl": _THW,
+    "glm4v": _THW,
+    "mistral3": Grid(views=dynamic.from_pixels),
+    "lfm2_vl": Grid(views=dynamic.from_patches, options={"do_image_splitting": False}),
+    "molmo2": Grid(views=crops.views),
+}
+PIXTRAL: Final = Grid(views=dynamic.from_pixels)  # a LLaVA whose vision tower takes images of any shape
+
+
+def _side(config: Any) -> int:
+    return config.vision_config.image_size // config.vision_config.patch_size
+
+
+def grid_of(config: Any) -> Grid:
+    """The grid of a model's family; ModelError for an unknown one, which says what it would need."""
+    family = config.model_type
+    if family not in GRIDS:
+        raise ModelError(
+            f"LMMs of the family {family!r} are not known: a function in stages/extract/grids/ would have to say "
+            f"which columns are the image and their grid; known are {', '.join(sorted(GRIDS))}"
+        )
+    return PIXTRAL if config.vision_config.model_type == "pixtral" and family == "llava" else GRIDS[family]
+
+
+def image_token_id(config: Any) -> int:
+    """The id that marks the image's columns in the input ids."""
+    names = ("image_token_id", "image_token_index", "image_patch_id")
+    found = next((value for name in names if (value := getattr(config, name, None)) is not None), None)
+    if found is None:
+        raise ModelError(f"the configuration of {config.model_type} names no image token ({', '.join(names)})")
+    return int(found)

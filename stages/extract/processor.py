@@ -1,0 +1,162 @@
+"""Texts and images as an LMM takes them, without its weights: prompts with image tokens, answers, pixels."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from manifests.errors import ModelError
+from manifests.schema import Sample
+from stages.extract.checkpoint import local_folder, unloadable
+from stages.extract.grids import Shown, View, grid_of, image_token_id
+from stages.extract.images import pad_to_square
+from stages.extract.presets import LMMPreset
+
+TYPES: Final[tuple[str, ...]] = ("token_type_ids", "mm_token_type_ids")
+TEXT: Final = (*TYPES, "input_ids", "attention_mask", "labels")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """The conversation up to the answer, with an image of one size in it.
+
+    ids: token ids, the image's token once per column.  view: the whole image on its columns (positions in `ids`).
+    types: what the family calls token types, by input name, one entry per id.
+    """
+
+    ids: list[int]
+    view: View
+    types: dict[str, list[int]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """A sample's teacher-forced answer in tokens. All lists have one entry per token.
+
+    ids: token ids.  objects: which object of the sample the token belongs to, -1 for none.  words: running number of
+    the whitespace-separated word that the token is part of.
+    """
+
+    ids: list[int]
+    objects: list[int]
+    words: list[int]
+
+    def tokens_of(self, count: int) -> list[list[int]]:
+        """For each of the sample's `count` objects the positions of its tokens in the answer."""
+        found: list[list[int]] = [[] for _ in range(count)]
+        for position, owner in enumerate(self.objects):
+            if owner >= 0:
+                found[owner].append(position)
+        return found
+
+
+class LMMProcessor:
+    """An LMM's own tokenizer and image processor; LLaVA's images are prepared as F-LMM prepares them.
+
+    Raises ModelError where its files are not on this machine (or broken) and can not be downloaded.
+    """
+
+    def __init__(self, preset: LMMPreset, *, download: bool = True):
+        from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+
+        self.preset = preset
+        folder = local_folder(preset.source, download=download)
+        try:
+            self.config: Any = AutoConfig.from_pretrained(folder)
+            self.processor: Any = None if preset.square else AutoProcessor.from_pretrained(folder)
+            self.tokenizer: Any = self.processor.tokenizer if self.processor else AutoTokenizer.from_pretrained(folder)
+        except Exception as error:  # a missing or damaged file raises ValueError, KeyError, OSError, bare Exception, …
+            raise unloadable(folder, "tokenizer or processor", error) from error
+        self.grid = grid_of(self.config)
+        self.image_id = image_token_id(self.config)
+        self._cached = lru_cache(maxsize=4096)(self._prompt)
+
+    def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
+        """The conversation up to the answer with an image of `size` (width, height)."""
+        return self._cached(prompt, size)
+
+    def _prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
+        inputs: dict[str, Any] = {}
+        if self.preset.square:
+            ids = self.tokenizer.encode(self._conversation(prompt))
+            if ids.count(self.image_id) != 1:
+                raise ModelError(f"the tokenizer of {self.preset.source} has no <image> token")
+            at = ids.index(self.image_id)
+            ids = [*ids[:at], *[self.image_id] * self.preset.square.cells**2, *ids[at + 1 :]]
+        else:
+            inputs = self._processed(prompt, [Image.new("RGB", size)])
+            ids = inputs["input_ids"][0].tolist()
+        columns = [position for position, token in enumerate(ids) if token == self.image_id]
+        shown = Shown(columns=columns, size=size, inputs=inputs, config=self.config)
+        types = {name: inputs[name][0].tolist() for name in TYPES if name in inputs}
+        return Prompt(ids=ids, view=self.grid.views(shown)[0], types=types)
+
+    def _processed(self, prompt: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """The processor's outputs for a batch of the same prompt, one view per image."""
+        text = self._conversation(prompt)
+        bos = self.tokenizer.bos_token
+        return dict(
+            self.processor(
+                text=[text] * len(images),
+                images=[[image] for image in images],
+                padding=True,
+                return_tensors="pt",
+                add_special_tokens=not (bos and text.startswith(bos)),  # chat templates write it themselves
+                **self.grid.options,
+            )
+        )
+
+    def _conversation(self, prompt: str) -> str:
+        if self.preset.template:
+            # what stands for the image in a text; Gemma 3's begins it
+            name = "boi_token" if self.config.model_type == "gemma3" else "image_token"
+            return self.preset.template.format(prompt=prompt, image=getattr(self.processor, name, None))
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """uint8 [height, width, 3]: the image as `pixels` takes it; F-LMM's padded square for LLaVA."""
+        if square := self.preset.square:
+            return pad_to_square(image, square.image_size, square.mean)[0]
+        return np.asarray(image.convert("RGB"))
+
+    def pixels(self, images: Sequence[np.ndarray], device: torch.device) -> dict[str, Tensor]:
+        """What the model takes beside its ids, for a batch of prepared images (pixel_values, image_grid_thw, …)."""
+        if square := self.preset.square:
+            values = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
+            mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (square.mean, square.std))
+            return {"pixel_values": (values - mean) / std}
+        inputs = self._processed("", [Image.fromarray(image) for image in images])
+        return {name: value.to(device) for name, value in inputs.items() if name not in TEXT}
+
+    def answer(self, sample: Sample) -> Answer:
+        """Each piece is tokenised alone, without special tokens, and the ids are concatenated (F-LMM).
+
+        So which tokens belong to which object is exact by construction.
+        """
+        ids: list[int] = []
+        objects: list[int] = []
+        words: list[int] = []
+        spoken = 0
+        for piece in sample.pieces:
+            if not piece.text.strip():
+                continue  # no word, no token
+            encoded = self.tokenizer(piece.text, add_special_tokens=False, return_offsets_mapping=True)
+            starts = [m.start() for m in re.finditer(r"\S+", piece.text)]
+            for token, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+                # the token's last character decides; a space belongs to the word that follows it
+                last = end if piece.text[max(end - 1, 0)].isspace() else end - 1
+                ids.append(token)
+                objects.append(-1 if piece.object is None else piece.object)
+                words.append(spoken + max(0, bisect_right(starts, last) - 1))
+            spoken += len(starts)
+        return Answer(ids=ids, objects=objects, words=words)

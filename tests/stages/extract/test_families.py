@@ -1,0 +1,36 @@
+"""Every LMM family, tiny and of random weights: captured rows are its own eager attention's, logits its baseline's."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoModelForImageTextToText, MllamaConfig
+
+from benchmarks.families import FAMILIES
+from benchmarks.parity import compare_family
+from manifests.errors import ModelError
+from stages.extract.attention import AttentionCapture
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_capture_is_exact(name: str) -> None:
+    """Attention and hidden states within 1e-5 of eager's: mean and max, no padding, padding left and right."""
+    found = compare_family(name)
+    assert found["attention_max_abs_diff"] <= 1e-5
+    assert found["hidden_max_abs_diff"] <= 1e-5
+    assert found["batch_max_abs_diff"] <= 1e-5
+    assert found["logits_bit_equal"]
+
+
+def test_a_model_that_reads_images_by_cross_attention_is_refused() -> None:
+    text = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "cross_attention_layers": [1, 3], "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_global_layers": 1, "image_size": 28,
+        "attention_heads": 2, "vision_output_dim": 32, "intermediate_layers_indices": [0],
+    }  # fmt: skip
+    model = AutoModelForImageTextToText.from_config(MllamaConfig(vision_config=vision, text_config=text))
+    with pytest.raises(ModelError, match="cross-attention"):
+        AttentionCapture(model)
