@@ -37,7 +37,6 @@ _SPLITTING: Final = Grid(
 )
 GRIDS: Final[dict[str, Grid]] = {
     "llava": LLAVA,
-    "vipllava": LLAVA,
     "deepseek_vl": _PADDED,
     "deepseek_vl_hybrid": _PADDED,
     "janus": _PADDED,
