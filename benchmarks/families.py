@@ -11,14 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
 import transformers as hf
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from stages.extract.attention import WordRows
-from stages.extract.grids import grid_of, image_token_id
 from stages.extract.presets import TINY
 
 WIDTH: Final = 32
@@ -270,37 +266,28 @@ def janus() -> tuple[Any, Any]:
     return config, hf.JanusProcessor(images, tokenizer, num_image_tokens=16)
 
 
-def mistral3() -> tuple[Any, Any]:
+def _pixtral_tower(config: Any, patch: int, merge: int, **more: Any) -> tuple[Any, Any]:
     tokens = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
     tokenizer = _tokenizer(**tokens)
-    config = hf.Mistral3Config(
+    made = config(
         text_config={"model_type": "mistral", **LLAMA, "head_dim": 8},
         vision_config=dict(
             model_type="pixtral", hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            image_size=112, patch_size=14, head_dim=12,
+            image_size=112, patch_size=patch, head_dim=12,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
-        spatial_merge_size=2,
+        **more,
     )  # fmt: skip
-    images = hf.PixtralImageProcessor(size={"longest_edge": 112}, patch_size={"height": 14, "width": 14})
-    return config, hf.PixtralProcessor(images, tokenizer, patch_size=14, spatial_merge_size=2)
+    images = hf.PixtralImageProcessor(size={"longest_edge": 112}, patch_size={"height": patch, "width": patch})
+    return made, hf.PixtralProcessor(images, tokenizer, patch_size=patch, spatial_merge_size=merge)
+
+
+def mistral3() -> tuple[Any, Any]:
+    return _pixtral_tower(hf.Mistral3Config, 14, 2, spatial_merge_size=2)
 
 
 def pixtral() -> tuple[Any, Any]:
-    tokens = {"image_token": "[IMG]", "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"}
-    tokenizer = _tokenizer(**tokens)
-    config = hf.LlavaConfig(
-        text_config={"model_type": "mistral", **LLAMA, "head_dim": 8},
-        vision_config=dict(
-            model_type="pixtral", hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            image_size=112, patch_size=16, head_dim=12,
-        ),
-        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-    )  # fmt: skip
-    images = hf.PixtralImageProcessor(size={"longest_edge": 112}, patch_size={"height": 16, "width": 16})
-    return config, hf.PixtralProcessor(images, tokenizer, patch_size=16, spatial_merge_size=1)
+    return _pixtral_tower(hf.LlavaConfig, 16, 1, vision_feature_layer=-1, vision_feature_select_strategy="full")
 
 
 def aya_vision() -> tuple[Any, Any]:
@@ -407,41 +394,3 @@ def save_family(name: str, folder: Path, *, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
-
-
-TEXTS: Final = ("the red ring left of the star", "the grass .")
-SIZES: Final = ((96, 60), (64, 112))  # width, height
-
-
-def family_inputs(
-    folder: Path, config: Any, side: str, *, only: int | None = None
-) -> tuple[dict[str, Any], list[WordRows]]:
-    """Model inputs of two images of different sizes with texts of different lengths, two objects each.
-
-    side: where the shorter one is padded, left or right; or none: the same text and size twice. only: one of the two.
-    """
-    processor = AutoProcessor.from_pretrained(folder)
-    processor.tokenizer.padding_side = "left" if side == "left" else "right"
-    rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
-    texts = list(TEXTS)
-    if side == "none":
-        images, texts = [i.resize(SIZES[0]) for i in images], [TEXTS[0]] * 2
-    if only is not None:
-        images, texts = [images[only]], [texts[only]]
-    # what stands for the image in a prompt has different names; Gemma 3's begins the image, Aya's is not the column's
-    name = "boi_token" if config.model_type == "gemma3" else "image_token"
-    prompt = getattr(processor, name) + " look ! "
-    inputs = processor(
-        text=[prompt + text for text in texts], images=[[image] for image in images], padding=True,
-        return_tensors="pt", **grid_of(config).options,
-    )  # fmt: skip
-    inputs.pop("labels", None)
-    rows = []
-    for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
-        last = int(mask.nonzero()[-1])
-        columns = (ids == image_token_id(config)).nonzero()[:, 0].tolist()
-        assert columns, f"no image columns for {config.model_type}"
-        words = range(last - 3, last + 1)  # of the text, whatever the family's template puts before it
-        rows.append(WordRows(objects=[words[1:3], words[3:]], columns=columns, answer=words))
-    return dict(inputs), rows

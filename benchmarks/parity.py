@@ -24,7 +24,8 @@ import tyro
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.families import FAMILIES, family_inputs, save_family
+from benchmarks.families import FAMILIES, save_family
+from benchmarks.family_inputs import family_inputs
 from cache.priors import Priors
 from cache.scaling import restore_maps
 from manifests.scenes.language import narrative

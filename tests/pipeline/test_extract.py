@@ -13,7 +13,7 @@ import pytest
 from pipeline.extract import shown
 from stages.extract.worker import WorkUnit
 
-TODO = [WorkUnit(kind="images", number=0), WorkUnit(kind="priors", number=0), WorkUnit(kind="priors", number=1)]
+UNITS = [WorkUnit(kind="images", number=0), WorkUnit(kind="priors", number=0), WorkUnit(kind="priors", number=1)]
 PLAN = SimpleNamespace(
     image_rows=[SimpleNamespace(unit=0)] * 4,
     rows=[SimpleNamespace(unit=unit, objects=5, error=None) for unit in (0, 0, 1)]
@@ -33,7 +33,7 @@ def reports() -> Iterator[dict[str, Any]]:
 
 
 def test_bars_show_rates_and_failures_of_their_own_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    assert [report["unit"] for report in shown(reports(), TODO, PLAN)] == [0, 0, 1]
+    assert [report["unit"] for report in shown(reports(), UNITS, PLAN)] == [0, 0, 1]
     lines = re.split("[\r\n]+", capsys.readouterr().err)
     images, objects = ([line for line in lines if line.startswith(name)][-1] for name in ("images", "objects"))
     assert "4/4" in images and "image/s, 5 MB/s, 0 failed" in images
