@@ -159,7 +159,7 @@ def internvl() -> tuple[Any, Any]:
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=16,
     )  # fmt: skip
-    images = hf.GotOcr2ImageProcessor(size={"height": 112, "width": 112}, crop_to_patches=False)
+    images = hf.GotOcr2ImageProcessor(size={"height": 112, "width": 112}, crop_to_patches=False, max_patches=4)
     return config, hf.InternVLProcessor(images, tokenizer, hf.InternVLVideoProcessor(), image_seq_length=16)
 
 
@@ -207,7 +207,7 @@ def _tiles(config: Any, processor: Any, images: Any, **more: Any) -> tuple[Any, 
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
-    pixels = images(size={"longest_edge": 112}, max_image_size={"longest_edge": 112}, do_image_splitting=False)
+    pixels = images(size={"longest_edge": 224}, max_image_size={"longest_edge": 112}, do_image_splitting=False)
     return made, processor(pixels, tokenizer, image_seq_len=16, **more)
 
 
@@ -294,6 +294,7 @@ def aya_vision() -> tuple[Any, Any]:
     tokens = {
         "image_token": "<image>", "start": "<|START_OF_IMG|>", "end": "<|END_OF_IMG|>", "patch": "<|IMG_PATCH|>",
         "line": "<|IMG_LINE_BREAK|>", "tile": "TILE", "global": "TILE_GLOBAL",
+        **{f"tile_{number}": f"TILE_{number}" for number in range(1, 5)},
     }  # fmt: skip
     tokenizer = _tokenizer(**tokens)
     config = hf.AyaVisionConfig(
@@ -302,7 +303,7 @@ def aya_vision() -> tuple[Any, Any]:
         image_token_index=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
         downsample_factor=2,
     )
-    images = hf.GotOcr2ImageProcessor(size={"height": 112, "width": 112}, crop_to_patches=False)
+    images = hf.GotOcr2ImageProcessor(size={"height": 112, "width": 112}, crop_to_patches=False, max_patches=4)
     return config, hf.AyaVisionProcessor(images, tokenizer, patch_size=28, img_size=112, downsample_factor=1)
 
 
@@ -351,7 +352,9 @@ def lfm2_vl() -> tuple[Any, Any]:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         projector_hidden_size=32,
     )  # fmt: skip
-    images = hf.Lfm2VlImageProcessor(do_image_splitting=False, min_image_tokens=4, max_image_tokens=16, tile_size=64)
+    images = hf.Lfm2VlImageProcessor(
+        do_image_splitting=False, min_image_tokens=4, max_image_tokens=16, tile_size=64, max_pixels_tolerance=0.5
+    )
     return config, hf.Lfm2VlProcessor(images, tokenizer)
 
 

@@ -40,6 +40,8 @@ class Extract:
     """RefCOCO: which sentences of an object become samples."""
     store_grid: Literal["native", "64"] = "native"
     """Attention maps as the LMM has them, or 64x64 as heads read them; always 64 where the grid follows the image."""
+    views: Literal[1, 2] = 1
+    """1: maps of the whole image.  2: also those of its tiles, joined (LLaVA-NeXT, InternVL, … see docs/lmms.md)."""
     context: Literal["joined", "alone"] = "joined"
     """RefCOCO: an image's expressions in one text, or each alone."""
     merge: Literal["mean", "max"] = "mean"
@@ -159,7 +161,7 @@ def _prepare(args: Extract) -> Any:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if args.batch_size < 1 or (args.limit is not None and args.limit < 1) or (args.workers or 1) < 1:
         raise PipelineError("--batch-size, --limit and --workers must be at least 1")
-    lmm = resolve_lmm(args.lmm)
+    lmm = resolve_lmm(args.lmm).with_views(args.views)
     if args.store_grid == "64":
         lmm = replace(lmm, grid=STORED)
     dtype = args.dtype or lmm.dtype
@@ -231,7 +233,9 @@ def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: i
     height, width = lmm.grid
     rows = {
         "LMM": f"{lmm.name} ({lmm.source}), {extraction.dtype}, merge {extraction.merge}",
-        "attention": f"{lmm.attention_layers} layers x {lmm.heads} heads, stored as {height}x{width}",
+        "attention": f"{lmm.attention_layers} layers x {lmm.heads} heads"
+        + (f" x {lmm.views} views" if lmm.views > 1 else "")
+        + f", stored as {height}x{width}",
         "SAM": extraction.sam,
         "samples": f"{len(plan.rows)} ({len(plan.failures)} can not be used), {plan.objects} objects",
         "images": f"{len(plan.image_rows)} different",

@@ -35,9 +35,9 @@ class LMMInput:
         return len(self.prompt.ids) + len(self.answer_ids)
 
     @property
-    def views(self) -> list[View]:
-        """The view of each object's attention map."""
-        return [self.prompt.view] * len(self.object_tokens)
+    def views(self) -> list[tuple[View, ...]]:
+        """The views of each object's attention maps."""
+        return [self.prompt.views] * len(self.object_tokens)
 
 
 class FrozenLMM:
@@ -87,7 +87,7 @@ class FrozenLMM:
             rows.append(
                 WordRows(
                     objects=[[start + p for p in positions] for positions in sample.object_tokens],
-                    columns=sample.prompt.view.columns,
+                    columns=[column for view in sample.prompt.views for column in view.columns],
                     answer=range(start, sample.length),
                 )
             )

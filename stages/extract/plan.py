@@ -46,7 +46,7 @@ class WordCount:
         if self.preset.square:
             view = square_view(view.columns, centred_box(*size, self.preset.square.image_size))
         ids = [0] * (height * width + round(1.4 * len(prompt.split())) + 8)
-        return Prompt(ids=ids, view=view, types={})
+        return Prompt(ids=ids, views=(view,) * self.preset.views, types={})
 
     def answer(self, sample: Sample) -> Answer:
         ids: list[int] = []
@@ -180,7 +180,7 @@ def make_plan(
                 answer_word=tuple(answer.words),
                 answer_object=tuple(answer.objects),
                 image=image_of[sample.image_path],
-                box=stored_box(prompt.view, lmm.grid),
+                box=stored_box(prompt.views[-1], lmm.grid),
             )
         )
     images_per_unit = _per_unit(2 * sam.channels * sam.grid**2)

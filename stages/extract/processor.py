@@ -29,12 +29,13 @@ TEXT: Final = (*TYPES, "input_ids", "attention_mask", "labels")
 class Prompt:
     """The conversation up to the answer, with an image of one size in it.
 
-    ids: token ids, the image's token once per column.  view: the whole image on its columns (positions in `ids`).
-    types: what the family calls token types, by input name, one entry per id.
+    ids: token ids, the image's token once per column.  views: the whole image on its columns (positions in `ids`), one
+    view for each of the preset's: coarse, then fine.  types: what the family calls token types, by input name, one
+    entry per id.
     """
 
     ids: list[int]
-    view: View
+    views: tuple[View, ...]
     types: dict[str, list[int]]
 
 
@@ -96,12 +97,15 @@ class LMMProcessor:
             inputs = self._processed(prompt, [Image.new("RGB", size)])
             ids = inputs["input_ids"][0].tolist()
         columns = [position for position, token in enumerate(ids) if token == self.image_id]
-        shown = Shown(columns=columns, size=size, inputs=inputs, config=self.config)
+        count = self.preset.views
+        tiles = self.grid.tiles_of(getattr(self.processor, "image_processor", None), size, count)
+        found = self.grid.views(Shown(columns=columns, size=size, inputs=inputs, config=self.config, tiles=tiles))
         types = {name: inputs[name][0].tolist() for name in TYPES if name in inputs}
-        return Prompt(ids=ids, view=self.grid.views(shown)[0], types=types)
+        # an image that is too small for tiles has no fine view: its coarse one stands for both
+        return Prompt(ids=ids, views=(found[0],) if count == 1 else (found[0], found[-1]), types=types)
 
     def _processed(self, prompt: str, images: Sequence[Image.Image]) -> dict[str, Any]:
-        """The processor's outputs for a batch of the same prompt, one view per image."""
+        """The processor's outputs for a batch of the same prompt."""
         text = self._conversation(prompt)
         bos = self.tokenizer.bos_token
         return dict(
@@ -111,7 +115,7 @@ class LMMProcessor:
                 padding=True,
                 return_tensors="pt",
                 add_special_tokens=not (bos and text.startswith(bos)),  # chat templates write it themselves
-                **self.grid.options,
+                **self.grid.processor_options(self.preset.views),
             )
         )
 

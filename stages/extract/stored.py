@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cache.scaling import scale_maps, scale_states
 from stages.extract.attention import Captured
 from stages.extract.grids import View
+from stages.extract.scaling import scale_maps, scale_states
 
 Grid = tuple[int, int]
 
@@ -35,36 +35,51 @@ def stored_box(view: View, grid: Grid) -> tuple[int, int, int, int, int]:
     return 0, 0, height, width, max(grid)
 
 
-def on_grid(maps: Tensor, view: View, grid: Grid) -> Tensor:
-    """Maps [..., h * w] of a view -> float32 [..., *grid]: bilinear (align_corners False), zeros beside the image."""
+def on_grid(maps: Tensor, view: View, grid: Grid, shown: Grid) -> Tensor:
+    """Maps [..., h * w] of a view -> float32 [..., *grid]: bilinear (align_corners False), zeros beside the image.
+
+    shown: the part of the grid that the image covers (`shown_cells` of its finest view).
+    """
     maps = maps.unflatten(-1, (view.height, view.width)).float()
     if maps.shape[-2:] == grid:
         return maps
-    height, width = shown_cells(view, grid)
     flat = maps.flatten(0, -3)[:, None]
-    resized = F.interpolate(flat, size=(height, width), mode="bilinear", align_corners=False)[:, 0]
-    return F.pad(resized, (0, grid[1] - width, 0, grid[0] - height)).unflatten(0, maps.shape[:-2])
+    resized = F.interpolate(flat, size=shown, mode="bilinear", align_corners=False)[:, 0]
+    return F.pad(resized, (0, grid[1] - shown[1], 0, grid[0] - shown[0])).unflatten(0, maps.shape[:-2])
 
 
-def stored_fields(captured: Captured, views: Sequence[View], grid: Grid) -> dict[str, np.ndarray]:
-    """What `PRIORS` arrays hold of a batch; `views`: one per object.
+def stored_maps(attention: Tensor, views: Sequence[View], grid: Grid) -> tuple[Tensor, Tensor]:
+    """One object's maps [A, N, P], P columns of all its views -> (float16 [C, *grid], mass float32 [C]).
 
-    attention float16 [K, C, *grid], C layer-major (layer 0's heads first), each map scaled to mean 1; attention_mass
-    float32 [K, C], its sum over the image's columns; hidden float16 [T, M, d] with hidden_scale float32 [T, M];
-    answer_hidden float16 [A, d] with answer_scale float32 [A].
+    C: view by view, layer-major inside a view (layer 0's heads first). Each map is scaled to mean 1; its mass is its
+    sum over the view's columns, which resizing does not keep.
     """
-    attention = captured.attention.flatten(1, 2)
-    maps = [on_grid(attention[k, :, : v.height * v.width], v, grid) for k, v in enumerate(views)]
-    scaled, mass = scale_maps(torch.stack(maps).cpu().numpy())
-    if any((v.height, v.width) != grid for v in views):  # resizing does not keep sums
-        mass = attention.double().sum(-1).float().cpu().numpy()
-    hidden, hidden_scale = scale_states(captured.hidden.float().cpu().numpy())
-    answer, answer_scale = scale_states(captured.answer_hidden.float().cpu().numpy())
-    return {
-        "attention": scaled,
-        "attention_mass": mass,
+    shown = shown_cells(views[-1], grid)
+    parts = attention.flatten(0, 1).split([v.height * v.width for v in views], -1)
+    scaled, mass = scale_maps(torch.cat([on_grid(part, v, grid, shown) for part, v in zip(parts, views, strict=True)]))
+    if any((v.height, v.width) != grid for v in views):
+        mass = torch.cat([part.double().sum(-1) for part in parts]).float()
+    return scaled, mass
+
+
+def stored_fields(captured: Captured, views: Sequence[Sequence[View]], grid: Grid) -> dict[str, np.ndarray]:
+    """What `PRIORS` arrays hold of a batch, made on the device that ran it; `views`: of each object.
+
+    attention float16 [K, C, *grid] and attention_mass float32 [K, C], see `stored_maps`; hidden float16 [T, M, d] with
+    hidden_scale float32 [T, M]; answer_hidden float16 [A, d] with answer_scale float32 [A].
+    """
+    maps = [
+        stored_maps(captured.attention[k, ..., : sum(len(v.columns) for v in seen)], seen, grid)
+        for k, seen in enumerate(views)
+    ]
+    hidden, hidden_scale = scale_states(captured.hidden)
+    answer, answer_scale = scale_states(captured.answer_hidden)
+    fields = {
+        "attention": torch.stack([scaled for scaled, _ in maps]),
+        "attention_mass": torch.stack([mass for _, mass in maps]),
         "hidden": hidden,
         "hidden_scale": hidden_scale,
         "answer_hidden": answer,
         "answer_scale": answer_scale,
     }
+    return {name: values.cpu().numpy() for name, values in fields.items()}

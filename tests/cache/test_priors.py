@@ -22,7 +22,6 @@ from cache.plan import (
     rows_table,
 )
 from cache.priors import Priors
-from cache.scaling import scale_maps, scale_states
 from cache.store import Store
 from manifests.errors import CacheError, IdentityMismatch
 from manifests.masks import encode
@@ -80,6 +79,20 @@ def make_images(root: Path, weights: str = "sam-1") -> Store:
         store.write_unit(unit, {"embedding": content}, {"failures": failures})
     store.finish()
     return store
+
+
+def scaled(values: np.ndarray, axes: tuple[int, ...], size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float16 values divided by their `size` (a map's mean, a state's RMS), and float32 what restores them."""
+    return (values / np.expand_dims(size, axes)).astype(np.float16), size.astype(np.float32)
+
+
+def scale_maps(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    parts, mean = scaled(maps, (-2, -1), maps.mean((-2, -1)))
+    return parts, mean * (GRID[0] * GRID[1])
+
+
+def scale_states(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return scaled(states, (-1,), np.sqrt((states.astype(np.float64) ** 2).mean(-1)))
 
 
 def unit_arrays(store: Store, rows: list[PlanRow], unit: int) -> dict[str, np.ndarray]:

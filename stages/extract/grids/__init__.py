@@ -8,7 +8,7 @@ from math import isqrt
 from typing import Any, Final
 
 from manifests.errors import ModelError
-from stages.extract.grids import anyres, crops, dynamic, square
+from stages.extract.grids import anyres, crops, dynamic, square, tiles
 from stages.extract.grids.view import Cells, Shown, View
 
 __all__ = ["GRIDS", "Grid", "Shown", "View", "grid_of", "image_token_id"]
@@ -19,22 +19,47 @@ class Grid:
     """How one family shows an image to its text decoder."""
 
     views: Callable[[Shown], list[View]]
-    """The views of the whole image, coarse ones first."""
+    """The views of the whole image: the coarse one, then the fine one where there is one."""
     options: dict[str, Any] = field(default_factory=dict)
     """For the processor: no tiles, one view of the whole image."""
+    fine: dict[str, Any] | None = None
+    """For the processor: a fine view beside the coarse one; None for families that have one view only."""
+    tiles: Callable[[Any, tuple[int, int]], Cells] | None = None
+    """(image processor, (width, height)) -> (rows, columns) of an image's tiles under `fine`."""
     cells: Callable[[Any], Cells] | None = None
     """config -> (h, w) of the first view, where it is the same for every image."""
     answer_type: int = 0
     """Token type of the answer, for families that have token types: 0 is text, 1 is PaliGemma's causal suffix."""
 
+    def processor_options(self, views: int) -> dict[str, Any]:
+        """What the processor is called with for one view, or for two."""
+        return self.options if views == 1 else self.fine or {}
+
+    def tiles_of(self, processor: Any, size: tuple[int, int], views: int) -> Cells:
+        """(rows, columns) of the tiles of an image of `size` (width, height) pixels."""
+        return self.tiles(processor, size) if self.tiles and views > 1 else (1, 1)
+
 
 LLAVA: Final = Grid(views=square.padded, cells=square.cells())
 _PADDED: Final = Grid(views=square.padded_rounding, cells=square.cells())
-_ANYRES: Final = Grid(views=anyres.views, cells=square.cells())
+_ANYRES: Final = Grid(views=anyres.views, fine={}, cells=square.cells())  # always tiled: so it was trained
 _THW: Final = Grid(views=dynamic.from_thw)
 _SPLITTING: Final = Grid(
-    views=square.stretched, cells=square.cells(lambda c: c.scale_factor), options={"do_image_splitting": False}
+    views=tiles.views,
+    cells=square.cells(lambda c: c.scale_factor),
+    options={"do_image_splitting": False},
+    fine={"do_image_splitting": True},
+    tiles=tiles.splits,
 )
+
+
+def _cropping(shrink: Callable[[Any], int]) -> Grid:
+    """Families whose processors know `crop_to_patches`; `shrink`: patches that one token stands for, a side."""
+    options = {"crop_to_patches": False}
+    fine = {"crop_to_patches": True}
+    return Grid(views=tiles.views, cells=square.cells(shrink), options=options, fine=fine, tiles=tiles.canvas)
+
+
 GRIDS: Final[dict[str, Grid]] = {
     "llava": LLAVA,
     "deepseek_vl": _PADDED,
@@ -46,14 +71,8 @@ GRIDS: Final[dict[str, Grid]] = {
         options={"do_pan_and_scan": False},
     ),
     "paligemma": Grid(views=square.stretched, cells=square.cells(), answer_type=1),
-    "internvl": Grid(
-        views=square.stretched,
-        cells=square.cells(lambda c: round(1 / c.downsample_ratio)),
-        options={"crop_to_patches": False},
-    ),
-    "aya_vision": Grid(
-        views=square.stretched, cells=square.cells(lambda c: c.downsample_factor), options={"crop_to_patches": False}
-    ),
+    "internvl": _cropping(lambda c: round(1 / c.downsample_ratio)),
+    "aya_vision": _cropping(lambda c: c.downsample_factor),
     "idefics3": _SPLITTING,
     "smolvlm": _SPLITTING,
     "llava_next": _ANYRES,
@@ -63,8 +82,13 @@ GRIDS: Final[dict[str, Grid]] = {
     "qwen3_vl": _THW,
     "glm4v": _THW,
     "mistral3": Grid(views=dynamic.from_pixels),
-    "lfm2_vl": Grid(views=dynamic.from_patches, options={"do_image_splitting": False}),
-    "molmo2": Grid(views=crops.views),
+    "lfm2_vl": Grid(
+        views=tiles.with_thumbnail,
+        options={"do_image_splitting": False},
+        fine={"do_image_splitting": True},
+        tiles=tiles.layout,
+    ),
+    "molmo2": Grid(views=crops.views, fine={}),
 }
 PIXTRAL: Final = Grid(views=dynamic.from_pixels)  # a LLaVA whose vision tower takes images of any shape
 

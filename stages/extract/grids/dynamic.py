@@ -1,4 +1,4 @@
-"""One view whose grid follows the image's size and aspect: Qwen-VL, GLM-4V, Mistral 3 and Pixtral, LFM2-VL."""
+"""One view whose grid follows the image's size and aspect: Qwen-VL, GLM-4V, Mistral 3 and Pixtral."""
 
 from __future__ import annotations
 
@@ -16,10 +16,4 @@ def from_pixels(shown: Shown) -> list[View]:
     """Mistral 3, Pixtral. inputs: `image_sizes` int64 [1, 2], pixels after resizing. Row breaks are no columns."""
     cell = shown.config.vision_config.patch_size * getattr(shown.config, "spatial_merge_size", 1)
     height, width = (int(n) // cell for n in shown.inputs["image_sizes"][0])
-    return [View(height=height, width=width, columns=shown.columns)]
-
-
-def from_patches(shown: Shown) -> list[View]:
-    """LFM2-VL. inputs: `spatial_shapes` int64 [1, 2], patches before pixel unshuffle."""
-    height, width = (-(-int(n) // shown.config.downsample_factor) for n in shown.inputs["spatial_shapes"][0])
     return [View(height=height, width=width, columns=shown.columns)]

@@ -1,4 +1,4 @@
-"""One square view of a fixed input. Where a family tiles images, the tiling is switched off."""
+"""One square view of a fixed input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stages.extract.images import Box, centred_box
 
 
 def stretched(shown: Shown) -> list[View]:
-    """The image fills the square, its aspect is lost: Gemma 3, PaliGemma, InternVL, Aya Vision, Idefics 3, SmolVLM."""
+    """The image fills the square, its aspect is lost: Gemma 3, PaliGemma."""
     return [square_view(shown.columns)]
 
 

@@ -19,13 +19,14 @@ class Shown:
 
     columns: positions of the image's tokens in the input ids.  size: (width, height) of the original image, pixels.
     inputs: what the family's image processor made of it, tensors with a leading dimension of 1 (image_grid_thw, …).
-    config: the model's.
+    config: the model's.  tiles: (rows, columns) of the tiles that the image was cut into, (1, 1) for one view.
     """
 
     columns: Sequence[int]
     size: tuple[int, int]
     inputs: Mapping[str, Any]
     config: Any
+    tiles: Cells = (1, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from manifests.errors import ModelError
 from stages.extract.checkpoint import local_folder
-from stages.extract.grids import LLAVA, grid_of
+from stages.extract.grids import GRIDS, LLAVA, grid_of
 
 TINY: Final = Path(__file__).parent.parent / "tiny"
 LLAVA_TEMPLATE: Final = "USER: <image>\n{prompt} ASSISTANT:"
@@ -62,18 +62,32 @@ class LMMPreset:
     """The SAM preset whose embeddings go with it."""
     square: Square | None = None
     """For LLaVA; other families use their own image processor."""
+    views: int = 1
+    """1: one view of the whole image.  2: a coarse and a fine one, all maps of the coarse one first."""
 
     @property
     def channels(self) -> int:
-        """C, attention maps per object: attention layers * heads."""
-        return self.attention_layers * self.heads
+        """C, attention maps per object: views * attention layers * heads."""
+        return self.views * self.attention_layers * self.heads
+
+    def with_views(self, views: int) -> LMMPreset:
+        """The same LMM seen in one view or in two; the fine one follows the image, its maps are stored as 64 x 64.
+
+        Raises ModelError for a family that has one view only.
+        """
+        if views == 1:
+            return self
+        if GRIDS[self.family].fine is None:
+            raise ModelError(f"--views {views}: LMMs of the family {self.family} show an image in one view")
+        return replace(self, views=views, grid=STORED)
 
     def identity(self) -> dict[str, Any]:
         """What of it makes priors what they are; the files' digests come beside it."""
         shapes = {name: getattr(self, name) for name in ("template", "layers", "heads", "width")}
         if self.square:
             return shapes | asdict(self.square)
-        return shapes | {"family": self.family, "attention_layers": self.attention_layers, "grid": self.grid}
+        shapes |= {"family": self.family, "attention_layers": self.attention_layers, "grid": self.grid}
+        return shapes | ({"views": self.views} if self.views > 1 else {})
 
 
 def _read(path: Path) -> LMMPreset:

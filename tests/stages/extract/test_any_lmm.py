@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.families import FAMILIES, save_family
 from cache.priors import Priors
+from stages.extract.grids import GRIDS
 from stages.extract.images import open_image
 from stages.extract.lmm import FrozenLMM, LMMInput
 from stages.extract.presets import resolve_lmm
@@ -26,13 +27,21 @@ def resized(maps: np.ndarray, axis: int, size: int) -> np.ndarray:
     return maps.take(low, axis) * (1 - part) + maps.take(np.minimum(low + 1, count - 1), axis) * part
 
 
+@pytest.mark.parametrize("views", [1, 2])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_priors_of_any_family(name: str, data_root: Path, small_cache: Path, tmp_path: Path) -> None:
+def test_priors_of_any_family(name: str, views: int, data_root: Path, small_cache: Path, tmp_path: Path) -> None:
     folder, cache = save_family(name, tmp_path / "lmm"), tmp_path / "cache"
-    cli("extract", "--lmm", folder, "--sam", "tiny", "--images", small_cache / "images", "--data-root", data_root,
-        "--cache", cache, "--local", "--limit", "1", "--splits", "val", "testA", "--batch-size", "3")  # fmt: skip
-    priors, lmm = Priors.open(cache), FrozenLMM(resolve_lmm(str(folder)))
+    preset = resolve_lmm(str(folder))
+    command: list[Any] = ["extract", "--lmm", folder, "--sam", "tiny", "--images", small_cache / "images"]
+    command += ["--data-root", data_root, "--cache", cache, "--local", "--limit", "1", "--splits", "val", "testA"]
+    command += ["--batch-size", "3", "--views", views]
+    if views == 2 and GRIDS[preset.family].fine is None:
+        cli(*command, expect=2)
+        return
+    cli(*command)
+    priors, lmm = Priors.open(cache), FrozenLMM(preset.with_views(views))
     assert priors.samples and not priors.failures
+    assert priors.channels == views * preset.channels
     for index, sample in enumerate(priors.samples):
         item = priors.read(index)
         assert item is not None
@@ -44,17 +53,19 @@ def test_priors_of_any_family(name: str, data_root: Path, small_cache: Path, tmp
             answer_ids=answer.ids,
             object_tokens=answer.tokens_of(len(sample.objects)),
         )
-        live = lmm.run([one]).attention.flatten(1, 2)
-        view, box = one.prompt.view, as_box(item.box)
-        np.testing.assert_allclose(item.attention_mass, live.sum(-1), rtol=1e-3, atol=1e-5)
-        if (view.height, view.width) == item.attention.shape[-2:]:
-            expected = live.unflatten(-1, (view.height, view.width))
-        else:  # the longer side fills the stored square, and nothing lies beside the image
-            assert (box.top, box.left, max(box.height, box.width)) == (0, 0, 64)
-            assert not item.attention[..., box.height :, :].any() and not item.attention[..., box.width :].any()
-            maps = live.unflatten(-1, (view.height, view.width)).numpy()
-            expected = torch.from_numpy(resized(resized(maps, -2, box.height), -1, box.width))
-        shown = item.attention[..., : expected.shape[-2], : expected.shape[-1]].astype(np.float32)
-        scale = expected.mean((-1, -2), keepdim=True)
-        ratio = shown / shown.mean((-1, -2), keepdims=True)
-        np.testing.assert_allclose(ratio, expected / scale, rtol=4e-3, atol=4e-3)
+        live = lmm.run([one]).attention.flatten(1, 2).numpy()
+        box = as_box(item.box)
+        for number, view in enumerate(one.prompt.views):
+            channels = slice(number * preset.channels, (number + 1) * preset.channels)
+            maps, live = np.split(live, [view.height * view.width], -1)
+            np.testing.assert_allclose(item.attention_mass[:, channels], maps.sum(-1), rtol=1e-3, atol=1e-5)
+            expected = maps.reshape(*maps.shape[:-1], view.height, view.width)
+            stored = item.attention[:, channels].astype(np.float32)
+            if expected.shape[-2:] != stored.shape[-2:]:  # the finest view's longer side fills the stored square
+                assert (box.top, box.left, max(box.height, box.width)) == (0, 0, 64)
+                assert not stored[..., box.height :, :].any() and not stored[..., box.width :].any()
+                expected = resized(resized(expected, -2, box.height), -1, box.width)
+            shown = stored[..., : expected.shape[-2], : expected.shape[-1]]
+            means = [np.maximum(m.mean((-1, -2), keepdims=True), 1e-30) for m in (shown, expected)]  # 0: out of window
+            np.testing.assert_allclose(shown / means[0], expected / means[1], rtol=4e-3, atol=4e-3)
+        assert live.shape[-1] == 0

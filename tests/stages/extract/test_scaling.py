@@ -2,16 +2,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cache.scaling import restore_maps, restore_states, scale_maps, scale_states
+from cache.scaling import restore_maps, restore_states
+from stages.extract import scaling
 
 MAPS = arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)),
               elements=st.floats(0, np.float32(1e30), width=32))  # fmt: skip
 STATES = arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 9)),
                 elements=st.floats(np.float32(-1e38), np.float32(1e38), width=32))  # fmt: skip
+
+
+def scale_maps(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scaled, mass = scaling.scale_maps(torch.from_numpy(maps))
+    return scaled.numpy(), mass.numpy()
+
+
+def scale_states(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scaled, scale = scaling.scale_states(torch.from_numpy(states))
+    return scaled.numpy(), scale.numpy()
 
 
 @given(MAPS)
