@@ -33,7 +33,8 @@ from manifests.scenes.world import make_scene
 from manifests.scenes.write import ScenesConfig, write_scenes
 from manifests.schema import DEFAULT_PROMPT, Piece, Sample
 from pipeline.cli import main as run_pipeline
-from stages.extract.attention import AttentionCapture, WordRows
+from stages.extract.attention import WordRows
+from stages.extract.capture import AttentionCapture
 from stages.extract.images import open_image
 from stages.extract.lmm import FrozenLMM, LMMInput
 from stages.extract.presets import resolve_lmm

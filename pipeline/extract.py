@@ -50,6 +50,10 @@ class Extract:
     """Samples per forward pass; part of the plan."""
     dtype: str | None = None
     """float32, bfloat16 or float16 for the LMM; default: the preset's."""
+    attention: str = "auto"
+    """What the LMM itself runs: auto (sdpa where it can), sdpa, eager, or a flash attention (flash_attention_2, …)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the LMM's checkpoint. Read it first."""
     device: str = "auto"
     """cuda (all GPUs), cuda:N, cpu or auto."""
     sam: str | None = None
@@ -161,7 +165,8 @@ def _prepare(args: Extract) -> Any:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     if args.batch_size < 1 or (args.limit is not None and args.limit < 1) or (args.workers or 1) < 1:
         raise PipelineError("--batch-size, --limit and --workers must be at least 1")
-    lmm = resolve_lmm(args.lmm).with_views(args.views)
+    lmm = resolve_lmm(args.lmm, trust_remote_code=args.trust_remote_code).with_views(args.views)
+    lmm = replace(lmm, attention=args.attention)
     if args.store_grid == "64":
         lmm = replace(lmm, grid=STORED)
     dtype = args.dtype or lmm.dtype

@@ -1,22 +1,21 @@
-"""Attention rows of chosen words, computed beside SDPA through transformers' attention interface.
+"""Attention rows of chosen words, computed beside the LMM's own attention through transformers' attention interface.
 
-The frozen LMM runs its plain SDPA forward. For the layers of its text decoder, the rows of the object words are
-computed a second time from the same queries and keys: softmax over all keys, cut to the image's columns, merged over
-the words of each object, all on the device. Nothing of size L x L is kept, no eager attention, no `output_attentions`.
-Where SDPA can not run the model (soft-capped scores, attention sinks), a layer runs the model's own eager code and the
-rows are cut from that, one layer at a time.
+The frozen LMM runs its plain forward (SDPA, or flash attention where it was loaded with it). For the layers of its text
+decoder, the rows of the object words are computed a second time from the same queries and keys: softmax over all keys,
+cut to the image's columns, merged over the words of each object, all on the layer's device. Nothing of size L x L is
+kept, no eager attention, no `output_attentions`. Where SDPA can not run the model (soft-capped scores, attention
+sinks), a layer runs the model's own eager code and the rows are cut from that, one layer at a time.
 
 Shapes: B samples, L padded input length, R rows (object tokens) per sample padded to the batch's most, K objects of the
-batch, M layers, A of them with attention (all, but for hybrids), N heads, P image columns padded to the batch's most, d
-width of the hidden states.
+batch, N heads, P image columns padded to the batch's most, d width.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -28,7 +27,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from manifests.errors import ModelError
 
 # transformers looks for "flash", "sdpa", "flex" and "paged" inside the name: it must hold none of them
-IMPLEMENTATION = "attention_rows"
+IMPLEMENTATION: Final = "attention_rows"
+NOT_IN_SDPA: Final = ("softcap", "s_aux")  # soft-capped scores (Gemma 2), attention sinks (gpt-oss)
 Merge = Literal["mean", "max"]
 
 
@@ -46,55 +46,66 @@ class WordRows:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Captured:
-    """What one forward pass gives, on the model's device.
+class _Index:
+    """Which rows and columns of a batch are wanted, on one device. All int64 but for `is_column`: no layer has to wait
+    for the host to learn a size."""
 
-    attention: float32 [K, A, N, P], softmax rows over all keys, merged over each object's words; 0 past a sample's own
-    columns.
-    hidden: [T, M, d] in the model's dtype, T object tokens in order: the outputs of the M layers, the last one after
-    the final norm.  answer_hidden: [A, d], the last layer (after the final norm) at every answer token, sample by
-    sample.
-    """
+    rows: Tensor
+    """[B, R]: positions, 0 behind a sample's own."""
+    columns: Tensor
+    """[B, P]: positions, and `is_column` bool [B, P], where there are that many."""
+    is_column: Tensor
+    sample: Tensor
+    """[T], like `slot` and `position`: where the object tokens are, rows[sample, slot] = position."""
+    slot: Tensor
+    position: Tensor
+    owner: Tensor
+    """[T]: the object of every token."""
+    words: Tensor
+    """[K]: tokens of every object."""
 
-    attention: Tensor
-    hidden: Tensor
-    answer_hidden: Tensor
 
+class RowsPass:
+    """What one forward pass is asked for, and the maps that its layers fill in, each on its layer's device."""
 
-class _Pass:
-    """Index tensors of one forward pass, and the maps that the layers fill in."""
-
-    def __init__(self, samples: Sequence[WordRows], layers: int, heads: int, device: torch.device, merge: Merge):
+    def __init__(self, samples: Sequence[WordRows], merge: Merge):
         rows = [[p for positions in s.objects for p in positions] for s in samples]
-        owners = [[k for k, positions in enumerate(s.objects) for _ in positions] for s in samples]
-        first = [0]
-        for s in samples:
-            first.append(first[-1] + len(s.objects))
-        self.merge, self.objects = merge, first[-1]
-        self.rows, self.valid = (x.to(device) for x in _padded(rows))
-        owner = torch.tensor([first[b] + k for b, numbers in enumerate(owners) for k in numbers], dtype=torch.long)
-        self.owner = owner.to(device)
-        self.words = torch.bincount(self.owner, minlength=self.objects).to(device)
-        self.columns, self.is_column = (x.to(device) for x in _padded([list(s.columns) for s in samples]))
-        self.maps = torch.zeros(self.objects, layers, heads, self.columns.shape[1], device=device)
-        self.seen: set[int] = set()
+        sizes = torch.tensor([len(positions) for s in samples for positions in s.objects])
+        self.merge, self.objects = merge, len(sizes)
+        padded, valid = _padded(rows)
+        columns, is_column = _padded([list(s.columns) for s in samples])
+        sample, slot = valid.nonzero(as_tuple=True)
+        self._host = {
+            "rows": padded, "columns": columns, "is_column": is_column, "sample": sample, "slot": slot,
+            "position": padded[sample, slot], "owner": torch.arange(self.objects).repeat_interleave(sizes),
+            "words": sizes,
+        }  # fmt: skip
+        self._on: dict[torch.device, _Index] = {}
+        self.maps: dict[int, Tensor] = {}
+        """float32 [K, N, P] of every layer that has run."""
+
+    def on(self, device: torch.device) -> _Index:
+        """The indices on a layer's device: models larger than one GPU have several."""
+        if device not in self._on:
+            self._on[device] = _Index(**{name: value.to(device) for name, value in self._host.items()})
+        return self._on[device]
 
     def select(self, states: Tensor) -> Tensor:
         """[B, L, d] -> [T, d]: the states at the object tokens."""
-        index = self.rows[..., None].expand(-1, -1, states.shape[-1])
-        return states.gather(1, index)[self.valid]
+        index = self.on(states.device)
+        return states[index.sample, index.position]
 
     def put(self, layer: int, weights: Tensor) -> None:
         """Merge the rows [B, N, R, P] of a layer over the words of each object."""
-        tokens = (weights * self.is_column[:, None, None]).transpose(1, 2)[self.valid].float()
-        index = self.owner[:, None, None].expand_as(tokens)
+        index = self.on(weights.device)
+        tokens = (weights * index.is_column[:, None, None])[index.sample, :, index.slot].float()
+        owner = index.owner[:, None, None].expand_as(tokens)
         out = torch.zeros(self.objects, *tokens.shape[1:], device=tokens.device)
         if self.merge == "mean":
-            out.scatter_add_(0, index, tokens).div_(self.words[:, None, None])
+            out.scatter_add_(0, owner, tokens).div_(index.words[:, None, None])
         else:
-            out.scatter_reduce_(0, index, tokens, "amax")  # softmax weights are >= 0, the initial value
-        self.maps[:, layer] = out
-        self.seen.add(layer)
+            out.scatter_reduce_(0, owner, tokens, "amax")  # softmax weights are >= 0, the initial value
+        self.maps[layer] = out
 
 
 def _padded(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -105,66 +116,81 @@ def _padded(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return values, torch.arange(most) < length[:, None]
 
 
-_ACTIVE: WeakKeyDictionary[nn.Module, tuple[int, _Pass]] = WeakKeyDictionary()
-_EAGER: WeakSet[nn.Module] = WeakSet()  # modules of models that transformers loads with eager attention
+ACTIVE: WeakKeyDictionary[nn.Module, tuple[int, RowsPass]] = WeakKeyDictionary()
+"""Attention modules whose rows are wanted now: number of the layer, and the pass."""
+EAGER: WeakSet[nn.Module] = WeakSet()
+"""Attention modules of models that transformers loads with eager attention."""
 
 
-def _rows_of_mask(mask: Tensor | None, rows: Tensor, length: int) -> Tensor:
-    """Which keys each row may see: bool, or additive as the model made it, [B, 1, R, L]."""
-    if mask is None:  # SDPA's causal flag
-        return (torch.arange(length, device=rows.device) <= rows[..., None])[:, None]
-    mask = mask.expand(rows.shape[0], -1, -1, -1)[..., :length]
-    return mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, length))
+def _rows_of_mask(mask: Tensor | None, rows: Tensor, length: int, window: int | None) -> Tensor:
+    """Which keys each row may see: bool, or additive as the model made it, [B, 1, R, L].
+
+    mask: [B|1, 1|N, L, L]; or what flash attention takes, [B, L] (1 for keys that are no padding) or None, both causal
+    and of a sliding `window`.
+    """
+    if mask is not None and mask.dim() == 4:
+        mask = mask.expand(rows.shape[0], -1, -1, -1)[..., :length]
+        return mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, length))
+    key, row = torch.arange(length, device=rows.device), rows[..., None]
+    allowed = key <= row if window is None else (key <= row) & (row - key < window)
+    return (allowed if mask is None else allowed & mask[:, None].bool())[:, None]
 
 
 def attention_rows(
-    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, rows: Tensor, columns: Tensor
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    rows: Tensor,
+    columns: Tensor,
+    window: int | None = None,
 ) -> Tensor:
     """softmax(q k^T * scaling + mask) for chosen rows and columns, in float32.
 
-    query: [B, N, L, d], key: [B, N / groups, L, d], mask: bool or additive [B|1, 1|N, L, L] or None (causal),
-    rows: int64 [B, R], columns: int64 [B, P].  Returns float32 [B, N, R, P].
+    query: [B, N, L, d], key: [B, N / groups, L, d], mask: bool or additive [B|1, 1|N, L, L], or bool [B, L] or None
+    (causal, in a sliding `window` of that many keys), rows: int64 [B, R], columns: int64 [B, P].
+    Returns float32 [B, N, R, P].
     """
     batch, heads, _, width = query.shape
     groups, count = heads // key.shape[1], rows.shape[1]
     chosen = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width)).float()
     chosen = chosen.reshape(batch, key.shape[1], groups * count, width)
     scores = (chosen @ key.float().transpose(-1, -2)).view(batch, heads, count, -1) * scaling
-    allowed = _rows_of_mask(mask, rows, key.shape[2])
+    allowed = _rows_of_mask(mask, rows, key.shape[2], window)
     scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
     total = scores.logsumexp(-1, keepdim=True)
     return (scores.gather(3, columns[:, None, None].expand(-1, heads, count, -1)) - total).exp_()
+
+
+def _capture(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, window: int | None, scaling: float | None
+) -> None:
+    """Compute the rows that a pass wants of this module, if one does."""
+    if active := ACTIVE.get(module):
+        layer, run = active
+        index = run.on(query.device)
+        with torch.no_grad():
+            scaling = scaling or query.shape[-1] ** -0.5
+            run.put(layer, attention_rows(query, key, mask, scaling, index.rows, index.columns, window))
 
 
 def _forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ):
     """The attention function that transformers calls: capture, then SDPA exactly as it would have run."""
-    active = _ACTIVE.get(module)
-    if active and key.shape[2] != query.shape[2]:
-        raise ModelError(f"{type(module).__name__} attends to a cache or to other states: its rows can not be captured")
-    if module in _EAGER or any(kwargs.get(name) is not None for name in NOT_IN_SDPA):
-        return _eager(module, query, key, value, attention_mask, active, **kwargs)
-    if active:
-        layer, run = active
-        with torch.no_grad():
-            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            run.put(layer, attention_rows(query, key, attention_mask, scaling, run.rows, run.columns))
+    _require_whole(module, query, key)
+    if module in EAGER or any(kwargs.get(name) is not None for name in NOT_IN_SDPA):
+        return _eager(module, query, key, value, attention_mask, **kwargs)
+    _capture(module, query, key, attention_mask, None, kwargs.get("scaling"))
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
 
 
-NOT_IN_SDPA = ("softcap", "s_aux")  # soft-capped scores (Gemma 2), attention sinks (gpt-oss)
+def _require_whole(module: nn.Module, query: Tensor, key: Tensor) -> None:
+    if module in ACTIVE and key.shape[2] != query.shape[2]:
+        raise ModelError(f"{type(module).__name__} attends to a cache or to other states: its rows can not be captured")
 
 
-def _eager(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    active: tuple[int, _Pass] | None,
-    **kwargs: Any,
-):
+def _eager(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
     """The model's own eager attention of this layer, and the rows cut from its weights; these are not kept."""
     module_of_class = (sys.modules[c.__module__] for c in type(module).__mro__)
     forward = next((f for m in module_of_class if (f := getattr(m, "eager_attention_forward", None))), None)
@@ -177,109 +203,45 @@ def _eager(
         zero = torch.zeros((), dtype=query.dtype, device=query.device)
         mask = zero.masked_fill(~mask, torch.finfo(query.dtype).min)
     out, weights = forward(module, query, key, value, mask, **kwargs)
-    if active:
+    if active := ACTIVE.get(module):
         layer, run = active
+        index = run.on(weights.device)
         with torch.no_grad():
             heads, keys = weights.shape[1], weights.shape[3]
-            rows = weights.gather(2, run.rows[:, None, :, None].expand(-1, heads, -1, keys))
-            run.put(layer, rows.gather(3, run.columns[:, None, None].expand(-1, heads, rows.shape[2], -1)))
+            rows = weights.gather(2, index.rows[:, None, :, None].expand(-1, heads, -1, keys))
+            run.put(layer, rows.gather(3, index.columns[:, None, None].expand(-1, heads, rows.shape[2], -1)))
     return out, None
+
+
+class _BesideFlash:
+    """A flash attention function of transformers, and beside it the rows, masked as flash attention masks.
+
+    It stays under its own name, because transformers makes the inputs of such functions by their name.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ):
+        if module in ACTIVE:
+            _require_whole(module, query, key)
+            causal = kwargs.get("is_causal")
+            if not (getattr(module, "is_causal", True) if causal is None else causal):
+                raise ModelError(f"{type(module).__name__} is not causal under flash attention: give --attention sdpa")
+            if any(kwargs.get(name) is not None for name in NOT_IN_SDPA):
+                raise ModelError(f"{type(module).__name__} has soft-capped scores or sinks: give --attention auto")
+            _capture(module, query, key, attention_mask, kwargs.get("sliding_window"), kwargs.get("scaling"))
+        return self.function(module, query, key, value, attention_mask, **kwargs)
+
+
+def capture_beside(name: str) -> None:
+    """Let the flash attention implementation `name` capture, too; modules that are not in a pass run as before."""
+    function = ALL_ATTENTION_FUNCTIONS[name]
+    if not isinstance(function, _BesideFlash):
+        AttentionInterface.register(name, _BesideFlash(function))
 
 
 AttentionInterface.register(IMPLEMENTATION, _forward)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)  # unregistered, every mask would silently become None
-
-
-class AttentionCapture:
-    """Wraps a frozen Hugging Face LMM whose text decoder attends to image tokens through self-attention.
-
-    Raises ModelError for models that read the image by cross-attention only, or that bypass the attention interface.
-    """
-
-    def __init__(self, model: Any, merge: Merge = "mean"):
-        self.model = model.eval().requires_grad_(False)
-        self.merge: Merge = merge
-        self.config = self.model.config.get_text_config(decoder=True)
-        self.decoder = self._find_decoder()
-        self.layers = list(self._layers_of(self.decoder) or ())
-        found = [self._attention_of(i, layer) for i, layer in enumerate(self.layers)]
-        self.attentions = [module for module in found if module is not None]
-        if not self.attentions:
-            raise ModelError(f"{type(model).__name__}: no layer with self-attention was found")
-        self.baseline: str = self.config._attn_implementation
-        """What the model was loaded with (sdpa; eager where sdpa can not run it): its logits stay, bit for bit."""
-        name = next((k for k in self.model.config.sub_configs if getattr(self.model.config, k) is self.config), "")
-        self.model.set_attn_implementation({name: IMPLEMENTATION})
-        if self.config._attn_implementation != IMPLEMENTATION:  # transformers only warns
-            raise ModelError(f"{type(model).__name__} does not use transformers' attention interface")
-        if self.baseline == "eager":
-            _EAGER.update(self.attentions)
-
-    @property
-    def channels(self) -> int:
-        """C = A * N, attention maps per object."""
-        return len(self.attentions) * self.config.num_attention_heads
-
-    @staticmethod
-    def _layers_of(module: nn.Module) -> nn.ModuleList | None:
-        layers = getattr(module, "layers", getattr(module, "blocks", None))
-        return layers if isinstance(layers, nn.ModuleList) else None
-
-    def _find_decoder(self) -> Any:
-        """The smallest module that owns the text config and a list of layers."""
-        found = [
-            m
-            for m in self.model.modules()
-            if getattr(m, "config", None) is self.config and self._layers_of(m) is not None
-        ]
-        if not found:
-            raise ModelError(f"{type(self.model).__name__}: no text decoder with a list of layers was found")
-        return found[-1]
-
-    def _attention_of(self, index: int, layer: nn.Module) -> nn.Module | None:
-        """The self-attention of a layer; None for the other layers of a hybrid (convolutions, linear attention)."""
-        found = [
-            m
-            for m in layer.modules()
-            if getattr(m, "layer_idx", None) == index
-            and getattr(m, "config", None) is self.config
-            and any(hasattr(m, name) for name in ("q_proj", "qkv_proj", "att_proj", "q_b_proj"))
-        ]
-        if any("cross" in type(m).__name__.lower() for m in found):
-            raise ModelError(
-                f"{type(self.model).__name__} reads the image by cross-attention: it has no attention prior"
-            )
-        if len(found) > 1:
-            raise ModelError(f"{type(self.model).__name__}, layer {index}: no single self-attention module was found")
-        return found[0] if found else None
-
-    @torch.no_grad()
-    def run(self, inputs: dict[str, Tensor], samples: Sequence[WordRows]) -> Captured:
-        """One forward pass without logits. `inputs` as the model takes them, one `WordRows` per sample of the batch."""
-        device = next(self.decoder.parameters()).device
-        run = _Pass(samples, len(self.attentions), self.config.num_attention_heads, device, self.merge)
-        states: list[Tensor | None] = [None] * (len(self.layers) - 1)
-
-        def keep(layer: int):
-            def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-                states[layer] = run.select(output[0] if isinstance(output, tuple) else output)
-
-            return hook
-
-        handles = [layer.register_forward_hook(keep(i)) for i, layer in enumerate(self.layers[:-1])]
-        for i, module in enumerate(self.attentions):
-            _ACTIVE[module] = (i, run)
-        try:
-            last = self.model.model(**inputs, use_cache=False).last_hidden_state
-        finally:
-            for module in self.attentions:
-                del _ACTIVE[module]
-            for handle in handles:
-                handle.remove()
-        if len(run.seen) != len(self.attentions):
-            raise ModelError(
-                f"captured {len(run.seen)} of {len(self.attentions)} layers of {type(self.model).__name__}"
-            )
-        hidden = torch.stack([*(s for s in states if s is not None), run.select(last)], 1)
-        answer = torch.cat([last[b, list(s.answer)] for b, s in enumerate(samples)])
-        return Captured(attention=run.maps, hidden=hidden, answer_hidden=answer)

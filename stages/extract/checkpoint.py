@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
 from manifests.errors import ModelError
 
 
-def unloadable(folder: str, part: str, error: Exception) -> ModelError:
+def unloadable(folder: str, part: str, error: Exception, trusted: bool) -> ModelError:
+    """What to say of a checkpoint whose configuration, processor or weights raised `error`."""
+    if not trusted and has_code(folder):
+        return ModelError(
+            f"the {part} in {folder} can not be loaded without the Python code that came with it: read that code, and "
+            "if you trust it give --trust-remote-code"
+        )
     return ModelError(
         f"the {part} in {folder} can not be loaded ({first_line(error)}): a file is missing or damaged, copy or "
         "download the folder again"
     )
+
+
+def has_code(folder: str) -> bool:
+    """Whether the configuration of a checkpoint names Python code of its own (`auto_map`)."""
+    try:
+        return "auto_map" in json.loads((Path(folder) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def first_line(error: BaseException) -> str:
@@ -21,11 +36,11 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0].strip()
 
 
-def local_folder(source: str, *, weights: bool = False, download: bool = True) -> str:
+def local_folder(source: str, *, weights: bool = False, download: bool = True, code: bool = False) -> str:
     """The folder that holds an LMM's files, downloaded to the Hugging Face cache where it is not there yet.
 
-    source: a folder or a Hugging Face id. Raises ModelError in one line where neither the files nor the network are
-    there.
+    source: a folder or a Hugging Face id.  weights, code: also its weights, its Python code.
+    Raises ModelError in one line where neither the files nor the network are there.
     """
     if Path(source).is_dir():
         if weights and not list(Path(source).glob("*.safetensors")):
@@ -33,7 +48,7 @@ def local_folder(source: str, *, weights: bool = False, download: bool = True) -
         return source
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + (["*.safetensors"] if weights else [])
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + ["*.safetensors"] * weights + ["*.py"] * code
     try:
         return snapshot_download(source, allow_patterns=patterns, local_files_only=not download)
     except Exception as error:  # huggingface_hub raises its own, httpx's and OSErrors for "not there"
@@ -44,14 +59,15 @@ def local_folder(source: str, *, weights: bool = False, download: bool = True) -
         ) from None
 
 
-def weights_identity(folder: str) -> dict[str, str]:
-    """sha256 of every weight and tokenizer file of a checkpoint folder: what "the same LMM" means.
+def weights_identity(folder: str, *, code: bool = False) -> dict[str, str]:
+    """sha256 of every weight and tokenizer file of a checkpoint folder, and of its `code`: what "the same LMM" means.
 
     Files of the Hugging Face cache are links to blobs that are named by their sha256, which saves reading them.
     """
     identity = {}
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix not in (".safetensors", ".json", ".model", ".jinja") or path.name == "training.json":
+        counted = (".safetensors", ".json", ".model", ".jinja", *[".py"] * code)
+        if path.suffix not in counted or path.name == "training.json":
             continue
         blob = path.resolve().name
         identity[path.name] = blob if re.fullmatch("[0-9a-f]{64}", blob) else file_sha256(path)

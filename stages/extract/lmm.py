@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from manifests.errors import ModelError
-from stages.extract.attention import AttentionCapture, Captured, Merge, WordRows
+from stages.extract.attention import Merge, WordRows
+from stages.extract.capture import AttentionCapture, Captured
 from stages.extract.checkpoint import first_line, local_folder, unloadable
 from stages.extract.grids import View
 from stages.extract.presets import LMMPreset
@@ -41,25 +42,25 @@ class LMMInput:
 
 
 class FrozenLMM:
-    """A frozen Hugging Face LMM, its processor and its attention capture."""
+    """A frozen Hugging Face LMM, its processor and its attention capture.
 
-    def __init__(self, preset: LMMPreset, device: str = "cpu", dtype: str | None = None, merge: Merge = "mean"):
-        from transformers import AutoModelForImageTextToText
+    device: where the inputs go, and the model unless device_map says otherwise.  dtype: of the weights; default: the
+    preset's.  device_map: as accelerate takes it, for models larger than one GPU: "auto" spreads the layers evenly.
+    Raises ModelError, in one line with the cure, for a checkpoint that can not be loaded or is another than the preset.
+    """
 
+    def __init__(
+        self,
+        preset: LMMPreset,
+        device: str = "cpu",
+        dtype: str | None = None,
+        merge: Merge = "mean",
+        device_map: str | dict[str, str | int] | None = None,
+        processor: LMMProcessor | None = None,
+    ):
         self.preset, self.device = preset, torch.device(device)
-        folder = local_folder(preset.source, weights=True)
-        auto: Any = AutoModelForImageTextToText
-        try:
-            # no attn_implementation: the baseline is what transformers picks, sdpa wherever it can run the model
-            self.model = auto.from_pretrained(folder, dtype=getattr(torch, dtype or preset.dtype)).to(self.device)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ModelError(
-                f"{folder} does not fit into the memory of {device} ({first_line(error)}): "
-                "give --dtype bfloat16, or a --device with more"
-            ) from error
-        except Exception as error:  # what damaged files make safetensors and transformers raise has no common base
-            raise unloadable(folder, "weights", error) from error
-        self.processor = LMMProcessor(preset)
+        self.model = self._load(getattr(torch, dtype or preset.dtype), device_map)
+        self.processor = processor or LMMProcessor(preset)
         self.capture = AttentionCapture(self.model, merge)
         text = self.capture.config
         loaded = {"layers": text.num_hidden_layers, "heads": text.num_attention_heads, "width": text.hidden_size}
@@ -67,6 +68,31 @@ class FrozenLMM:
         wrong = [f"{k} {v}, the preset says {getattr(preset, k)}" for k, v in loaded.items() if v != getattr(preset, k)]
         if wrong:
             raise ModelError(f"{preset.source} has {'; '.join(wrong)}")
+
+    def _load(self, dtype: torch.dtype, device_map: str | dict[str, str | int] | None) -> Any:
+        from transformers import AutoModelForImageTextToText
+
+        auto: Any = AutoModelForImageTextToText
+        trusted, attention = self.preset.trust_remote_code, self.preset.attention
+        folder = local_folder(self.preset.source, weights=True, code=trusted)
+        # auto: no attn_implementation, transformers picks sdpa wherever it can run the model
+        chosen = {} if attention == "auto" else {"attn_implementation": attention}
+        try:
+            model = auto.from_pretrained(
+                folder, dtype=dtype, device_map=device_map, trust_remote_code=trusted, use_safetensors=True, **chosen
+            )
+            return model if device_map else model.to(self.device)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ModelError(
+                f"{folder} does not fit into the memory of {self.device} ({first_line(error)}): "
+                "give --dtype bfloat16, --gpus-per-worker 2 or more, or a --device with more"
+            ) from error
+        except Exception as error:  # what damaged files make safetensors and transformers raise has no common base
+            if chosen and isinstance(error, (ImportError, ValueError)):
+                raise ModelError(
+                    f"--attention {attention} can not run here ({first_line(error)}): leave it out, or give sdpa"
+                ) from error
+            raise unloadable(folder, "weights", error, trusted) from error
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """uint8 [height, width, 3]: the image as `LMMInput` takes it."""

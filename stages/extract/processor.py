@@ -70,13 +70,18 @@ class LMMProcessor:
         from transformers import AutoConfig, AutoProcessor, AutoTokenizer
 
         self.preset = preset
-        folder = local_folder(preset.source, download=download)
+        trusted = preset.trust_remote_code
+        folder = local_folder(preset.source, download=download, code=trusted)
+
+        def load(auto: Any) -> Any:
+            return auto.from_pretrained(folder, trust_remote_code=trusted)
+
         try:
-            self.config: Any = AutoConfig.from_pretrained(folder)
-            self.processor: Any = None if preset.square else AutoProcessor.from_pretrained(folder)
-            self.tokenizer: Any = self.processor.tokenizer if self.processor else AutoTokenizer.from_pretrained(folder)
+            self.config: Any = load(AutoConfig)
+            self.processor: Any = None if preset.square else load(AutoProcessor)
+            self.tokenizer: Any = self.processor.tokenizer if self.processor else load(AutoTokenizer)
         except Exception as error:  # a missing or damaged file raises ValueError, KeyError, OSError, bare Exception, …
-            raise unloadable(folder, "tokenizer or processor", error) from error
+            raise unloadable(folder, "tokenizer or processor", error, trusted) from error
         self.grid = grid_of(self.config)
         self.image_id = image_token_id(self.config)
         self._cached = lru_cache(maxsize=4096)(self._prompt)

@@ -96,7 +96,8 @@ class Extraction:
 
     def identity(self, images: Store) -> dict[str, Any]:
         """What makes attention priors what they are, besides the manifest and the plan."""
-        files = weights_identity(local_folder(self.lmm.source, weights=True))
+        code = self.lmm.trust_remote_code
+        files = weights_identity(local_folder(self.lmm.source, weights=True, code=code), code=code)
         return {
             "algorithm": ALGORITHM,
             "lmm": self.lmm.identity() | {"dtype": self.dtype, "files": files},

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.extract.attention import Captured
+from stages.extract.capture import Captured
 from stages.extract.grids import View
 from stages.extract.scaling import scale_maps, scale_states
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from manifests.errors import ModelError
-from stages.extract.checkpoint import local_folder
+from stages.extract.checkpoint import local_folder, unloadable
 from stages.extract.grids import GRIDS, LLAVA, grid_of
 
 TINY: Final = Path(__file__).parent.parent / "tiny"
@@ -64,6 +64,11 @@ class LMMPreset:
     """For LLaVA; other families use their own image processor."""
     views: int = 1
     """1: one view of the whole image.  2: a coarse and a fine one, all maps of the coarse one first."""
+    attention: str = "auto"
+    """The attention that the frozen model runs: auto (sdpa, or eager where sdpa can not run it), sdpa, eager, or a
+    flash attention of transformers (flash_attention_2, …)."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with a checkpoint. Never unless asked for."""
 
     @property
     def channels(self) -> int:
@@ -83,11 +88,11 @@ class LMMPreset:
 
     def identity(self) -> dict[str, Any]:
         """What of it makes priors what they are; the files' digests come beside it."""
-        shapes = {name: getattr(self, name) for name in ("template", "layers", "heads", "width")}
+        shapes = {name: getattr(self, name) for name in ("template", "layers", "heads", "width", "attention")}
         if self.square:
             return shapes | asdict(self.square)
         shapes |= {"family": self.family, "attention_layers": self.attention_layers, "grid": self.grid}
-        return shapes | ({"views": self.views} if self.views > 1 else {})
+        return shapes | {"views": self.views}
 
 
 def _read(path: Path) -> LMMPreset:
@@ -101,8 +106,12 @@ def _read(path: Path) -> LMMPreset:
 PRESETS: Final = {path.stem: _read(path) for path in sorted(Path(__file__).parent.glob("*.toml"))}
 
 
-def resolve_lmm(name: str) -> LMMPreset:
+def resolve_lmm(name: str, *, trust_remote_code: bool = False) -> LMMPreset:
     """A preset's name, `tiny` (the embedded default), a folder with a checkpoint, or a Hugging Face id (ORG/NAME)."""
+    return replace(_resolve(name, trust_remote_code), trust_remote_code=trust_remote_code)
+
+
+def _resolve(name: str, trust_remote_code: bool) -> LMMPreset:
     if name == "tiny":
         if not (TINY / "lmm" / "model.safetensors").is_file():
             raise ModelError(
@@ -114,28 +123,27 @@ def resolve_lmm(name: str) -> LMMPreset:
     if name in PRESETS:
         return PRESETS[name]
     if Path(name).is_dir():
-        return replace(_from_folder(Path(name)), name=name, source=name)
+        return replace(_from_folder(Path(name), trust_remote_code), name=name, source=name)
     if name.count("/") == 1 and not name.startswith((".", "/")):
-        return replace(_from_folder(Path(local_folder(name))), name=name, source=name)
+        return replace(
+            _from_folder(Path(local_folder(name, code=trust_remote_code)), trust_remote_code), name=name, source=name
+        )
     raise ModelError(
         f"--lmm {name}: known are tiny, {', '.join(PRESETS)}, a folder with a checkpoint, or a Hugging Face id ORG/NAME"
     )
 
 
-def _from_folder(folder: Path) -> LMMPreset:
+def _from_folder(folder: Path, trust_remote_code: bool = False) -> LMMPreset:
     """Read the shapes of a checkpoint from its config files; the rest is a preset's of the same family and shapes."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no checkpoint: config.json is missing; give a folder that from_pretrained loads")
     from transformers import AutoConfig  # slow to import, needed for folders only
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
         settings = _settings(folder)
     except Exception as error:  # beside OSError and ValueError, validators of transformers raise their own
-        reason = str(error).partition("\n")[0]
-        raise ModelError(
-            f"{folder} is no checkpoint: a config file can not be read ({reason}); copy it again"
-        ) from None
+        raise unloadable(str(folder), "configuration", error, trust_remote_code) from None
     grid, text = grid_of(config), config.get_text_config(decoder=True)
     square = _square(folder, config, settings) if grid is LLAVA else None
     shapes: dict[str, Any] = {

@@ -16,13 +16,16 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.parity import inputs_of, kept_output
 from manifests.errors import ModelError
 from manifests.schema import DEFAULT_PROMPT, Piece, Sample
-from stages.extract.attention import AttentionCapture, WordRows
+from stages.extract.attention import ACTIVE, IMPLEMENTATION, RowsPass, WordRows
+from stages.extract.capture import AttentionCapture
 from stages.extract.lmm import FrozenLMM, LMMInput
 from stages.extract.presets import resolve_lmm
+from tests.stages.extract.truth import eager_truth
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +59,6 @@ def grouped_query_llava() -> LlavaForConditionalGeneration:
     )  # fmt: skip
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=5, vision_feature_layer=-1)
     return LlavaForConditionalGeneration(config).eval()
-
-
-def eager_truth(model, inputs, rows: list[WordRows], merge: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention [K, M, N, P], hidden [T, M, d], answer [A, d] from the model's own eager attention, in plain loops."""
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        out = model.model(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
-    attention, hidden, answer = [], [], []
-    for b, sample in enumerate(rows):
-        for positions in sample.objects:
-            maps = torch.stack(
-                [torch.stack([layer[b, :, p][:, sample.columns] for p in positions]) for layer in out.attentions]
-            )
-            attention.append(maps.mean(1) if merge == "mean" else maps.amax(1))
-            hidden += [torch.stack([states[b, p] for states in out.hidden_states[1:]]) for p in positions]
-        answer += [out.last_hidden_state[b, p] for p in sample.answer]
-    return torch.stack(attention), torch.stack(hidden), torch.stack(answer)
 
 
 @pytest.mark.parametrize("merge", ["mean", "max"])
@@ -181,15 +167,12 @@ def test_attention_sinks_equal_eager() -> None:
 
 
 def test_cached_keys_are_refused(tiny: FrozenLMM) -> None:
-    import stages.extract.attention as attention
-
     module = tiny.capture.attentions[0]
     _, rows = tiny.collate(samples(1, tiny), 300)
-    run = attention._Pass(rows, 5, 6, torch.device("cpu"), "mean")
     query = torch.randn(1, 6, 8, 32)
-    attention._ACTIVE[module] = (0, run)
+    ACTIVE[module] = (0, RowsPass(rows, "mean"))
     try:
         with pytest.raises(ModelError, match="cache"):
-            attention._forward(module, query[:, :, :1], query, query, None)
+            ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION](module, query[:, :, :1], query, query, None)
     finally:
-        del attention._ACTIVE[module]
+        del ACTIVE[module]

@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, MllamaConfig
 from benchmarks.families import FAMILIES
 from benchmarks.parity import compare_family
 from manifests.errors import ModelError
-from stages.extract.attention import AttentionCapture
+from stages.extract.capture import AttentionCapture
 
 
 @pytest.mark.parametrize("name", FAMILIES)

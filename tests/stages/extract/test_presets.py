@@ -59,7 +59,9 @@ def test_a_downloaded_llava_is_the_preset(tmp_path: Path) -> None:
     assert presets.resolve_lmm(str(folder)) == replace(presets.PRESETS["llava"], name=str(folder), source=str(folder))
     small = presets.resolve_lmm(str(hub_folder(tmp_path / "small", num_hidden_layers=2)))
     assert (small.layers, small.dtype, small.sam) == (2, "float16", "vit_l")
-    with pytest.raises(ModelError, match="a config file can not be read") as caught:  # 30 heads do not divide the width
+    with pytest.raises(
+        ModelError, match=r"the configuration in .* can not be loaded"
+    ) as caught:  # 30 heads do not divide the width
         presets.resolve_lmm(str(hub_folder(tmp_path / "wrong", num_attention_heads=30)))
     assert "\n" not in str(caught.value)
     (folder / "preprocessor_config.json").unlink()
