@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from benchmarks.families.dynamic import glm4v, lfm2_vl, qwen2_5_vl, qwen2_vl, qwen3_vl
-from benchmarks.families.llava import llava, llava_next, llava_onevision, mistral3, pixtral
+from benchmarks.families.llava import llava, llava_next, llava_onevision, mistral3, pixtral, vipllava
 from benchmarks.families.parts import Made
 from benchmarks.families.square import deepseek_vl, deepseek_vl_hybrid, gemma3, janus, paligemma
 from benchmarks.families.tiled import aya_vision, idefics3, internvl, molmo2, smolvlm
@@ -23,6 +23,9 @@ from benchmarks.families.tiled import aya_vision, idefics3, internvl, molmo2, sm
 FAMILIES: Final[dict[str, Callable[[], Made]]] = {
     "llava": llava,
     "llava-mistral": lambda: llava("mistral"),
+    "llava-phi3": lambda: llava("phi3"),
+    "llava-granite": lambda: llava("granite", attention_multiplier=0.2),  # scores are not scaled by the root of d
+    "vipllava": vipllava,
     "llava-next-mistral": llava_next,
     "llava-next-vicuna": lambda: llava_next("llama"),
     "llava-onevision": llava_onevision,

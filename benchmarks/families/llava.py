@@ -9,19 +9,34 @@ import transformers as hf
 from benchmarks.families.parts import CLIP, LLAMA, Made, tokenizer_with
 
 
-def llava(text: str = "llama") -> Made:
+def llava(text: str = "llama", **more: Any) -> Made:
     tokenizer = tokenizer_with(image_token="<image>")
     config = hf.LlavaConfig(
-        text_config={"model_type": text, **LLAMA},
+        text_config={"model_type": text, **LLAMA, **more},
         vision_config={"model_type": "clip_vision_model", **CLIP},
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-2,
     )
+    return config, _clip_processor(tokenizer)
+
+
+def _clip_processor(tokenizer: Any) -> Any:
     images = hf.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
-    processor = hf.LlavaProcessor(
+    return hf.LlavaProcessor(
         images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1
     )
-    return config, processor
+
+
+def vipllava() -> Made:
+    """As LLaVA, but its projector reads several layers of the vision tower."""
+    tokenizer = tokenizer_with(image_token="<image>")
+    config = hf.VipLlavaConfig(
+        text_config={"model_type": "llama", **LLAMA},
+        vision_config={"model_type": "clip_vision_model", **CLIP},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=[-2, -1],
+    )
+    return config, _clip_processor(tokenizer)
 
 
 def llava_next(text: str = "mistral") -> Made:

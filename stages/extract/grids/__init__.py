@@ -62,6 +62,7 @@ def _cropping(shrink: Callable[[Any], int]) -> Grid:
 
 GRIDS: Final[dict[str, Grid]] = {
     "llava": LLAVA,
+    "vipllava": LLAVA,
     "deepseek_vl": _PADDED,
     "deepseek_vl_hybrid": _PADDED,
     "janus": _PADDED,

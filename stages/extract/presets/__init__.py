@@ -14,6 +14,10 @@ from stages.extract.grids import GRIDS, LLAVA, grid_of
 
 TINY: Final = Path(__file__).parent.parent / "tiny"
 LLAVA_TEMPLATE: Final = "USER: <image>\n{prompt} ASSISTANT:"
+VIPLLAVA_TEMPLATE: Final = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the human's questions.###Human: <image>\n{prompt}###Assistant:"
+)  # its model card's
 STORED: Final = (64, 64)  # (h, w) of stored maps where an LMM's grid follows the image
 
 
@@ -155,7 +159,7 @@ def _from_folder(folder: Path, trust_remote_code: bool = False) -> LMMPreset:
         "grid": grid.cells(config) if grid.cells else STORED,
     }
     known = next((p for p in PRESETS.values() if all(getattr(p, k) == v for k, v in shapes.items())), None)
-    template = LLAVA_TEMPLATE
+    template = VIPLLAVA_TEMPLATE if config.model_type == "vipllava" else LLAVA_TEMPLATE
     if not square:
         template = "" if settings["chat_template"] else template.replace("<image>", "{image}")
     return LMMPreset(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.families import save_family
 from manifests.errors import ModelError
 from stages.extract import presets
 
@@ -31,6 +32,12 @@ def test_a_folder_without_a_checkpoint_and_an_unknown_name(tmp_path: Path) -> No
 def test_the_llava_preset_has_the_shapes_of_the_paper() -> None:
     llava = presets.resolve_lmm("llava")
     assert (llava.grid, llava.channels, llava.width, llava.sam) == ((24, 24), 1024, 4096, "vit_l")
+
+
+def test_vipllava_is_prepared_as_llava_and_asked_in_its_own_words(tmp_path: Path) -> None:
+    found = presets.resolve_lmm(str(save_family("vipllava", tmp_path)))
+    assert found.square is not None and found.square.cells == 4
+    assert found.template.endswith("###Human: <image>\n{prompt}###Assistant:")
 
 
 def hub_folder(folder: Path, **text: int) -> Path:
