@@ -24,7 +24,6 @@ def family_inputs(
     side: where the shorter one is padded, left or right; or none: the same text and size twice. only: one of the two.
     """
     processor = AutoProcessor.from_pretrained(folder)
-    processor.tokenizer.padding_side = "left" if side == "left" else "right"
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in SIZES]
     texts = list(TEXTS)
@@ -37,7 +36,7 @@ def family_inputs(
     prompt = getattr(processor, name) + " look ! "
     inputs = processor(
         text=[prompt + text for text in texts], images=[[image] for image in images], padding=True,
-        return_tensors="pt", **grid_of(config).options,
+        padding_side="left" if side == "left" else "right", return_tensors="pt", **grid_of(config).options,
     )  # fmt: skip
     inputs.pop("labels", None)
     rows = []

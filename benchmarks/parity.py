@@ -108,7 +108,8 @@ def compare(folder: str | Path, capture: AttentionCapture, batches: Iterable[Bat
     """
     auto: Any = AutoModelForImageTextToText
     eager = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    plain = auto.from_pretrained(folder, dtype=torch.float32).eval()
+    # frozen as the captured one: torch folds products with weights that require grad, which rounds in another way
+    plain = auto.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
     attention = hidden = 0.0
     equal = True
     for inputs, rows in batches:

@@ -14,11 +14,11 @@ from typing import Any, Final
 import torch
 from transformers import AutoModelForImageTextToText
 
-from benchmarks.families.dynamic import glm4v, lfm2_vl, qwen2_5_vl, qwen2_vl, qwen3_vl
+from benchmarks.families.dynamic import gemma4, glm4v, lfm2_vl, qwen2_5_vl, qwen2_vl, qwen3_5, qwen3_vl
 from benchmarks.families.llava import llava, llava_next, llava_onevision, mistral3, pixtral, vipllava
 from benchmarks.families.parts import Made
 from benchmarks.families.square import deepseek_vl, deepseek_vl_hybrid, gemma3, janus, paligemma
-from benchmarks.families.tiled import aya_vision, idefics3, internvl, molmo2, smolvlm
+from benchmarks.families.tiled import aya_vision, cohere2_vision, idefics3, internvl, molmo2, smolvlm
 
 FAMILIES: Final[dict[str, Callable[[], Made]]] = {
     "llava": llava,
@@ -32,9 +32,12 @@ FAMILIES: Final[dict[str, Callable[[], Made]]] = {
     "qwen2-vl": qwen2_vl,
     "qwen2.5-vl": qwen2_5_vl,
     "qwen3-vl": qwen3_vl,
+    "qwen3.5-vl": qwen3_5,
     "glm4v": glm4v,
     "internvl": internvl,
     "gemma3": gemma3,
+    "gemma4": gemma4,
+    "gemma4-bidirectional": lambda: gemma4(use_bidirectional_attention="vision", attention_k_eq_v=True),
     "paligemma": lambda: paligemma("gemma"),
     "paligemma2": paligemma,
     "idefics3": idefics3,
@@ -45,6 +48,7 @@ FAMILIES: Final[dict[str, Callable[[], Made]]] = {
     "mistral3": mistral3,
     "pixtral": pixtral,
     "aya-vision": aya_vision,
+    "cohere2-vision": cohere2_vision,
     "molmo2": molmo2,
     "lfm2-vl": lfm2_vl,
 }

@@ -1,4 +1,4 @@
-"""Families whose grid follows the image: Qwen-VL, GLM-4V, LFM2-VL."""
+"""Families whose grid follows the image: Qwen-VL, GLM-4V, LFM2-VL, Gemma 4."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ def qwen3_vl() -> Made:
     return _qwen(hf.Qwen3VLConfig, hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor(), vision, text, 16)
 
 
+def qwen3_5() -> Made:
+    """A hybrid: before each layer of full attention one of linear attention, which has no rows."""
+    vision = dict(
+        depth=2, hidden_size=16, intermediate_size=24, num_heads=2, out_hidden_size=WIDTH, num_position_embeddings=64
+    )  # fmt: skip
+    text = dict(
+        num_hidden_layers=4, full_attention_interval=2, head_dim=16, linear_key_head_dim=8, linear_value_head_dim=8,
+        linear_num_key_heads=2, linear_num_value_heads=4,
+        rope_parameters={**mrope([2, 1, 1]), "partial_rotary_factor": 0.5},
+    )  # fmt: skip
+    return _qwen(hf.Qwen3_5Config, hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor(), vision, text, 16)
+
+
 def glm4v() -> Made:
     tokens = {
         "image_token": "<|image|>", "video_token": "<|video|>", "image_start_token": "<|begin_of_image|>",
@@ -82,3 +95,23 @@ def lfm2_vl() -> Made:
         do_image_splitting=False, min_image_tokens=4, max_image_tokens=16, tile_size=64, max_pixels_tolerance=0.5
     )
     return config, hf.Lfm2VlProcessor(images, tokenizer)
+
+
+def gemma4(**more: Any) -> Made:
+    """Sliding layers with heads of 8, full ones with heads of 16; the last two attend to keys of layers before them."""
+    tokens = {
+        "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "video_token": "<|video|>",
+        "audio_token": "<|audio|>", "boa_token": "<|audio>",
+    }  # fmt: skip
+    tokenizer = tokenizer_with(**tokens, eoa_token="<audio|>")
+    config = hf.Gemma4Config(
+        text_config={**LLAMA, "num_hidden_layers": 4, "head_dim": 8, "global_head_dim": 16, "sliding_window": 64,
+                     "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+                     "vocab_size_per_layer_input": 640, "hidden_size_per_layer_input": 8, **more},
+        vision_config=dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                           num_key_value_heads=2, head_dim=12, patch_size=4, position_embedding_size=256),
+        **{f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()},
+    )  # fmt: skip
+    images: Any = hf.Gemma4ImageProcessor(patch_size=4, max_soft_tokens=70)
+    video: Any = hf.Gemma4VideoProcessor(patch_size=4, max_soft_tokens=70)
+    return config, hf.Gemma4Processor(hf.Gemma4AudioFeatureExtractor(), images, tokenizer, video)

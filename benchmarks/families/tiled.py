@@ -45,6 +45,24 @@ def aya_vision() -> Made:
     return config, hf.AyaVisionProcessor(images, tokenizer, patch_size=28, img_size=112, downsample_factor=1)
 
 
+def cohere2_vision() -> Made:
+    tokens = {
+        "image_token": "<|IMG_PATCH|>", "boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+    }  # fmt: skip
+    tokenizer = tokenizer_with(**tokens)
+    config = hf.Cohere2VisionConfig(
+        text_config={"model_type": "cohere2", **LLAMA, "head_dim": 8, "sliding_window": 16,
+                     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        vision_config={"model_type": "siglip_vision_model", **CLIP, "image_size": 112, "vision_use_head": False},
+        image_token_id=tokenizer.convert_tokens_to_ids("<|IMG_PATCH|>"),
+        alignment_intermediate_size=48,
+    )  # fmt: skip
+    images: Any = hf.Cohere2VisionImageProcessor(size={"height": 112, "width": 112}, max_patches=4)
+    images.patch_size = 4  # tokens along a side of a tile
+    return config, hf.Cohere2VisionProcessor(images, tokenizer)
+
+
 def _tiles(config: Any, processor: Any, images: Any, **more: Any) -> Made:
     tokens = {"image_token": "<image>", "fake": "<fake_token_around_image>", "global_image": "<global-img>",
               "end_of_utterance_token": "<end_of_utterance>"}  # fmt: skip

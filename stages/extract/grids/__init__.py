@@ -74,6 +74,7 @@ GRIDS: Final[dict[str, Grid]] = {
     "paligemma": Grid(views=square.stretched, cells=square.cells(), answer_type=1),
     "internvl": _cropping(lambda c: round(1 / c.downsample_ratio)),
     "aya_vision": _cropping(lambda c: c.downsample_factor),
+    "cohere2_vision": _cropping(lambda c: c.downsample_factor),
     "idefics3": _SPLITTING,
     "smolvlm": _SPLITTING,
     "llava_next": _ANYRES,
@@ -81,7 +82,9 @@ GRIDS: Final[dict[str, Grid]] = {
     "qwen2_vl": _THW,
     "qwen2_5_vl": _THW,
     "qwen3_vl": _THW,
+    "qwen3_5": _THW,
     "glm4v": _THW,
+    "gemma4": Grid(views=dynamic.from_positions),
     "mistral3": Grid(views=dynamic.from_pixels),
     "lfm2_vl": Grid(
         views=tiles.with_thumbnail,
@@ -106,6 +109,8 @@ def grid_of(config: Any) -> Grid:
             f"LMMs of the family {family!r} are not known: a function in stages/extract/grids/ would have to say "
             f"which columns are the image and their grid; known are {', '.join(sorted(GRIDS))}"
         )
+    if config.vision_config is None:  # optional in Gemma 4
+        raise ModelError(f"this checkpoint of the family {family!r} has no vision tower: it reads no images")
     return PIXTRAL if config.vision_config.model_type == "pixtral" and family == "llava" else GRIDS[family]
 
 

@@ -1,6 +1,7 @@
 """Tiles with a global view: the image is cut into tiles of the vision tower's input, the whole image comes after them.
 
-InternVL, Aya Vision, Idefics 3, SmolVLM, LFM2-VL. The tiles' cells are joined to one fine view of the whole image.
+InternVL, Aya Vision, Cohere 2 Vision, Idefics 3, SmolVLM, LFM2-VL. The tiles' cells are joined to one fine view of the
+whole image.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def joined(columns: Sequence[int], tiles: Cells, cells: Cells) -> View:
 
 
 def canvas(processor: Any, size: Size) -> Cells:
-    """InternVL, Aya Vision: (rows, columns) of the tiles that `crop_to_patches` cuts an image into."""
+    """InternVL, Aya Vision, Cohere 2 Vision: (rows, columns) of the tiles that `crop_to_patches` cuts an image into."""
     best: Any = vars(inspect.getmodule(type(processor)))["get_optimal_tiled_canvas"]
     tile = (processor.size["height"], processor.size["width"])
     columns, rows = best(size[::-1], tile, processor.min_patches, processor.max_patches)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, MllamaConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma4Config, MllamaConfig
 
 from benchmarks.families import FAMILIES, save_family
 from manifests.errors import ModelError
@@ -94,5 +94,7 @@ def test_a_changed_block_of_pixels_moves_its_cell_most(family: tuple[Any, Any], 
 def test_unknown_families_and_odd_grids_are_refused() -> None:
     with pytest.raises(ModelError, match="family 'mllama' are not known"):
         grid_of(MllamaConfig())
+    with pytest.raises(ModelError, match="'gemma4' has no vision tower"):
+        grid_of(Gemma4Config())
     with pytest.raises(ModelError, match="7 image columns for a grid of 2 x 2"):
         square_view(range(7))
