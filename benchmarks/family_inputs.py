@@ -39,6 +39,7 @@ def family_inputs(
         padding_side="left" if side == "left" else "right", return_tensors="pt", **grid_of(config).options,
     )  # fmt: skip
     inputs.pop("labels", None)
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}  # Llama 4's are bfloat16
     rows = []
     for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
         last = int(mask.nonzero()[-1])
@@ -46,4 +47,4 @@ def family_inputs(
         assert columns, f"no image columns for {config.model_type}"
         words = range(last - 3, last + 1)  # of the text, whatever the family's template puts before it
         rows.append(WordRows(objects=[words[1:3], words[3:]], columns=columns, answer=words))
-    return dict(inputs), rows
+    return inputs, rows

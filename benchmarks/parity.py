@@ -34,10 +34,11 @@ from manifests.scenes.write import ScenesConfig, write_scenes
 from manifests.schema import DEFAULT_PROMPT, Piece, Sample
 from pipeline.cli import main as run_pipeline
 from stages.extract.attention import WordRows
-from stages.extract.capture import AttentionCapture
+from stages.extract.capture import AttentionCapture, text_decoder
 from stages.extract.images import open_image
 from stages.extract.lmm import FrozenLMM, LMMInput
 from stages.extract.presets import resolve_lmm
+from stages.extract.repair import repaired
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,15 +108,17 @@ def compare(folder: str | Path, capture: AttentionCapture, batches: Iterable[Bat
     scores). `folder`: the checkpoint that `capture` wraps, loaded here a second and a third time in float32.
     """
     auto: Any = AutoModelForImageTextToText
-    eager = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    eager = repaired(auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval())
     # frozen as the captured one: torch folds products with weights that require grad, which rounds in another way
-    plain = auto.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    plain = repaired(auto.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False))
     attention = hidden = 0.0
     equal = True
     for inputs, rows in batches:
         with kept_output(capture.decoder) as outputs:
             captured = capture.run(inputs, rows)
-        truth = eager.model(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
+        with kept_output(text_decoder(eager)) as truths:
+            eager(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
+        truth = truths[0]
         objects = tokens = 0
         for b, sample in enumerate(rows):
             count = len(sample.columns)
@@ -129,7 +132,7 @@ def compare(folder: str | Path, capture: AttentionCapture, batches: Iterable[Bat
                     states = torch.stack([states[b, position] for states in truth.hidden_states[1:]])
                     hidden = max(hidden, (captured.hidden[tokens] - states).abs().max().item())
                     tokens += 1
-        with kept_output(plain.get_decoder()) as expected:
+        with kept_output(text_decoder(plain)) as expected:
             logits = plain(**inputs).logits
         # the states of the very pass that captured, and the logits of one after it
         equal = equal and torch.equal(outputs[0].last_hidden_state, expected[0].last_hidden_state)

@@ -18,7 +18,7 @@ from benchmarks.families.dynamic import gemma4, glm4v, lfm2_vl, qwen2_5_vl, qwen
 from benchmarks.families.llava import llava, llava_next, llava_onevision, mistral3, pixtral, vipllava
 from benchmarks.families.parts import Made
 from benchmarks.families.square import deepseek_vl, deepseek_vl_hybrid, gemma3, janus, paligemma
-from benchmarks.families.tiled import aya_vision, cohere2_vision, idefics3, internvl, molmo2, smolvlm
+from benchmarks.families.tiled import aya_vision, cohere2_vision, idefics3, internvl, llama4, molmo2, smolvlm
 
 FAMILIES: Final[dict[str, Callable[[], Made]]] = {
     "llava": llava,
@@ -49,6 +49,7 @@ FAMILIES: Final[dict[str, Callable[[], Made]]] = {
     "pixtral": pixtral,
     "aya-vision": aya_vision,
     "cohere2-vision": cohere2_vision,
+    "llama4": llama4,
     "molmo2": molmo2,
     "lfm2-vl": lfm2_vl,
 }

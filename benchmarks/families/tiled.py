@@ -63,6 +63,29 @@ def cohere2_vision() -> Made:
     return config, hf.Cohere2VisionProcessor(images, tokenizer)
 
 
+def llama4() -> Made:
+    """Chunks of 32 tokens, within which layers 1 and 3 attend; layer 2 attends to all, without rotary positions."""
+    tokens = {
+        "image_token": "<|image|>", "patch": "<|patch|>", "start": "<|image_start|>", "end": "<|image_end|>",
+        "tile_x": "<|tile_x_separator|>", "tile_y": "<|tile_y_separator|>",
+    }  # fmt: skip
+    tokenizer = tokenizer_with(**tokens)
+    config = hf.Llama4Config(
+        text_config={**LLAMA, "head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2,
+                     "interleave_moe_layer_step": 2, "no_rope_layer_interval": 2, "attention_chunk_size": 32,
+                     "floor_scale": 8},
+        vision_config=dict(
+            hidden_size=24, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, image_size=112,
+            patch_size=14, vision_output_dim=24, projector_input_dim=24, projector_output_dim=24,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<|patch|>"),
+        boi_token_index=tokenizer.convert_tokens_to_ids("<|image_start|>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<|image_end|>"),
+    )  # fmt: skip
+    images: Any = hf.Llama4ImageProcessor(size={"height": 112, "width": 112})
+    return config, hf.Llama4Processor(images, tokenizer, patch_size=14)
+
+
 def _tiles(config: Any, processor: Any, images: Any, **more: Any) -> Made:
     tokens = {"image_token": "<image>", "fake": "<fake_token_around_image>", "global_image": "<global-img>",
               "end_of_utterance_token": "<end_of_utterance>"}  # fmt: skip

@@ -6,8 +6,9 @@ padded to the batch's most, T object tokens, d width of the hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from manifests.errors import ModelError
 from stages.extract.attention import ACTIVE, EAGER, IMPLEMENTATION, Merge, RowsPass, WordRows, capture_beside
+from stages.extract.repair import repaired
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +36,20 @@ class Captured:
     answer_hidden: Tensor
 
 
+def _layers_of(module: nn.Module) -> nn.ModuleList | None:
+    layers = getattr(module, "layers", getattr(module, "blocks", None))
+    return layers if isinstance(layers, nn.ModuleList) else None
+
+
+def text_decoder(model: Any) -> Any:
+    """The smallest module of an LMM that owns the text config and a list of layers."""
+    config = model.config.get_text_config(decoder=True)
+    found = [m for m in model.modules() if getattr(m, "config", None) is config and _layers_of(m) is not None]
+    if not found:
+        raise ModelError(f"{type(model).__name__}: no text decoder with a list of layers was found")
+    return found[-1]
+
+
 class AttentionCapture:
     """Wraps a frozen Hugging Face LMM whose text decoder attends to image tokens through self-attention.
 
@@ -41,11 +57,11 @@ class AttentionCapture:
     """
 
     def __init__(self, model: Any, merge: Merge = "mean"):
-        self.model = model.eval().requires_grad_(False)
+        self.model = repaired(model.eval().requires_grad_(False))
         self.merge: Merge = merge
         self.config = self.model.config.get_text_config(decoder=True)
-        self.decoder = self._find_decoder()
-        self.layers = list(self._layers_of(self.decoder) or ())
+        self.decoder = text_decoder(self.model)
+        self.layers = list(_layers_of(self.decoder) or ())
         found = [self._attention_of(i, layer) for i, layer in enumerate(self.layers)]
         self.attentions = [module for module in found if module is not None]
         if not self.attentions:
@@ -67,21 +83,10 @@ class AttentionCapture:
         """C = A * N, attention maps per object."""
         return len(self.attentions) * self.config.num_attention_heads
 
-    @staticmethod
-    def _layers_of(module: nn.Module) -> nn.ModuleList | None:
-        layers = getattr(module, "layers", getattr(module, "blocks", None))
-        return layers if isinstance(layers, nn.ModuleList) else None
-
-    def _find_decoder(self) -> Any:
-        """The smallest module that owns the text config and a list of layers."""
-        found = [
-            m
-            for m in self.model.modules()
-            if getattr(m, "config", None) is self.config and self._layers_of(m) is not None
-        ]
-        if not found:
-            raise ModelError(f"{type(self.model).__name__}: no text decoder with a list of layers was found")
-        return found[-1]
+    @property
+    def _body(self) -> Callable[..., Any]:
+        """The model without its logits; with those of one token where that is no module of its own (Llama 4)."""
+        return getattr(self.model, "model", None) or partial(self.model, logits_to_keep=1)
 
     def _attention_of(self, index: int, layer: nn.Module) -> nn.Module | None:
         """The self-attention of a layer; None for the other layers of a hybrid (convolutions, linear attention)."""
@@ -113,10 +118,12 @@ class AttentionCapture:
             return hook
 
         handles = [layer.register_forward_hook(keep(i)) for i, layer in enumerate(self.layers[:-1])]
+        outputs: list[Any] = []
+        handles.append(self.decoder.register_forward_hook(lambda _module, _args, output: outputs.append(output)))
         for i, module in enumerate(self.attentions):
             ACTIVE[module] = (i, run)
         try:
-            last = self.model.model(**inputs, use_cache=False).last_hidden_state
+            self._body(**inputs, use_cache=False)
         finally:
             for module in self.attentions:
                 del ACTIVE[module]
@@ -127,6 +134,7 @@ class AttentionCapture:
                 f"{type(self.model).__name__} goes around transformers' attention interface: {len(run.maps)} of its "
                 f"{len(self.attentions)} layers were captured"
             )
+        last = outputs[0].last_hidden_state
         hidden = torch.stack([*(s.to(last.device) for s in states if s is not None), run.select(last)], 1)
         answer = torch.cat([last[b, list(s.answer)] for b, s in enumerate(samples)])
         attention = torch.stack([run.maps[i].to(last.device) for i in range(len(self.attentions))], 1)

@@ -75,6 +75,11 @@ GRIDS: Final[dict[str, Grid]] = {
     "internvl": _cropping(lambda c: round(1 / c.downsample_ratio)),
     "aya_vision": _cropping(lambda c: c.downsample_factor),
     "cohere2_vision": _cropping(lambda c: c.downsample_factor),
+    "llama4": Grid(
+        views=square.padded_corner,
+        cells=square.cells(lambda c: round(1 / c.vision_config.pixel_shuffle_ratio)),
+        options={"max_patches": 1},
+    ),
     "idefics3": _SPLITTING,
     "smolvlm": _SPLITTING,
     "llava_next": _ANYRES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from stages.extract.grids.view import Cells, Shown, View, square_view
@@ -25,6 +26,12 @@ def padded_rounding(shown: Shown) -> list[View]:
     width, height = (max(1, round(n * side / max(shown.size))) for n in shown.size)
     box = Box(top=(side - height) // 2, left=(side - width) // 2, height=height, width=width, size=side)
     return [square_view(shown.columns, box)]
+
+
+def padded_corner(shown: Shown) -> list[View]:
+    """LLaVA's size, in the top left corner: Llama 4's tile where one is all it may use."""
+    box = centred_box(*shown.size, shown.config.vision_config.image_size)
+    return [square_view(shown.columns, replace(box, top=0, left=0))]
 
 
 def cells(shrink: Callable[[Any], int] = lambda config: 1) -> Callable[[Any], Cells]:

@@ -13,9 +13,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma4Confi
 
 from benchmarks.families import FAMILIES, save_family
 from manifests.errors import ModelError
+from stages.extract.capture import text_decoder
 from stages.extract.grids import LLAVA, Shown, View, grid_of, image_token_id
 from stages.extract.grids.view import square_view
 from stages.extract.images import Box, pad_to_square
+from stages.extract.repair import repaired
 
 SIZES = ((112, 56), (56, 112), (112, 112), (260, 140))  # width, height; the last one is tiled by every family
 CELLS = 16  # of a view that are changed, in random order
@@ -25,7 +27,7 @@ CELLS = 16  # of a view that are changed, in random order
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     folder: Path = save_family(request.param, tmp_path_factory.mktemp("family"))
     model: Any = AutoModelForImageTextToText
-    return model.from_pretrained(folder, dtype=torch.float32).eval(), AutoProcessor.from_pretrained(folder)
+    return repaired(model.from_pretrained(folder, dtype=torch.float32).eval()), AutoProcessor.from_pretrained(folder)
 
 
 def embeddings(model: Any, processor: Any, pixels: np.ndarray, count: int) -> tuple[torch.Tensor, list[View]]:
@@ -39,12 +41,13 @@ def embeddings(model: Any, processor: Any, pixels: np.ndarray, count: int) -> tu
         processor(text=[f"{token} a"], images=[[image]], return_tensors="pt", **grid.processor_options(count))
     )
     inputs.pop("labels", None)
+    inputs = {k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}
     seen: list[torch.Tensor] = []
-    handle = model.get_decoder().register_forward_pre_hook(
+    handle = text_decoder(model).register_forward_pre_hook(
         lambda _module, _args, named: seen.append(named["inputs_embeds"]), with_kwargs=True
     )
     with torch.no_grad():
-        model.model(**inputs, use_cache=False)
+        model(**inputs, use_cache=False)
     handle.remove()
     columns = (inputs["input_ids"][0] == image_token_id(config)).nonzero()[:, 0].tolist()
     size = pixels.shape[1], pixels.shape[0]
