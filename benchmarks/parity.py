@@ -36,8 +36,9 @@ from pipeline.cli import main as run_pipeline
 from stages.extract.attention import WordRows
 from stages.extract.capture import AttentionCapture, text_decoder
 from stages.extract.images import open_image
-from stages.extract.lmm import FrozenLMM, LMMInput
+from stages.extract.lmm import FrozenLMM
 from stages.extract.presets import resolve_lmm
+from stages.extract.processor import LMMInput
 from stages.extract.repair import repaired
 
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from manifests.errors import ModelError, PipelineError
 
+IN_FLIGHT = 3  # units of a worker with a GPU: one is read, one computed, one written
+
 
 @dataclass(kw_only=True, slots=True)
 class Extract:
@@ -61,7 +63,9 @@ class Extract:
     sam_checkpoint: Path | None = None
     """SAM's weights; default: torch's hub folder, or the embedded ones."""
     workers: int | None = None
-    """Ray actors; default: one per GPU, or one per CPU core (at most 8)."""
+    """Ray actors; default: as many as the GPUs allow, or one per CPU core (at most 8)."""
+    gpus_per_worker: int = 1
+    """More than one for LMMs larger than one GPU: their layers are spread over so many."""
     local: bool = False
     """One worker in this process, without Ray."""
     ray_address: str | None = None
@@ -86,7 +90,7 @@ def run(args: Extract) -> None:
     extraction = _prepare(args)
     gpus = torch.cuda.device_count() if extraction.device == "cuda" else int(extraction.device.startswith("cuda:"))
     cores = os.cpu_count() or 1
-    workers = 1 if args.local else args.workers or gpus or min(cores, 8)
+    workers = 1 if args.local else args.workers or (gpus // extraction.gpus if gpus else min(cores, 8))
     threads = max(1, cores // workers)
     hashing = lambda paths: tqdm(paths, desc="hashing images", unit="image", leave=False)  # noqa: E731
     plan = extraction.plan(_text(args, extraction), dry_run=args.dry_run, progress=hashing)
@@ -106,8 +110,10 @@ def run(args: Extract) -> None:
         todo,
         workers=workers,
         local=args.local,
-        gpus=extraction.device == "cuda",  # Ray gives each actor one of all; a numbered one is used as it was named
+        # Ray gives each actor its share of all GPUs; a numbered one is used as it was named
+        gpus=extraction.gpus if extraction.device == "cuda" else 0,
         threads=threads,
+        in_flight=IN_FLIGHT if extraction.gpus else 1,
         address=args.ray_address,
     )
     try:
@@ -163,8 +169,8 @@ def _prepare(args: Extract) -> Any:
     from stages.extract.stage import Extraction
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    if args.batch_size < 1 or (args.limit is not None and args.limit < 1) or (args.workers or 1) < 1:
-        raise PipelineError("--batch-size, --limit and --workers must be at least 1")
+    if min(args.batch_size, args.limit or 1, args.workers or 1, args.gpus_per_worker) < 1 or args.limit == 0:
+        raise PipelineError("--batch-size, --limit, --workers and --gpus-per-worker must be at least 1")
     lmm = resolve_lmm(args.lmm, trust_remote_code=args.trust_remote_code).with_views(args.views)
     lmm = replace(lmm, attention=args.attention)
     if args.store_grid == "64":
@@ -177,6 +183,8 @@ def _prepare(args: Extract) -> Any:
     if args.device not in ("auto", *devices):
         raise PipelineError(f"--device {args.device}: torch has {', '.join(devices)} here; give one of them, or auto")
     device = devices[0] if args.device == "auto" else args.device
+    if args.gpus_per_worker > (len(gpus) if device == "cuda" else 1):
+        raise PipelineError(f"--gpus-per-worker {args.gpus_per_worker}: --device {device} has fewer")
     root = data_root(args.dataset, args.data_root)
     samples = build_samples(args)
     return Extraction(
@@ -190,6 +198,7 @@ def _prepare(args: Extract) -> Any:
         sam=args.sam or lmm.sam,
         sam_checkpoint=args.sam_checkpoint,
         device=device,
+        gpus=0 if device == "cpu" else args.gpus_per_worker,
         batch_size=args.batch_size,
         meta={"dataset": args.dataset, "sentences": args.sentences, "context": args.context, "limit": args.limit},
     )

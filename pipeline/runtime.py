@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,21 +27,22 @@ def run_units(
     *,
     workers: int,
     local: bool,
-    gpus: bool,
+    gpus: int,
     threads: int,
+    in_flight: int = 1,
     address: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run every unit once, in any order, and yield the reports as they come.
 
-    local: in this process, without Ray.  workers: Ray actors otherwise, each with one GPU (`gpus`) or `threads` CPU
-    cores.  An actor that dies is restarted and its unit is run again (units are idempotent); an error that a worker
-    raises stops the run: a PipelineError is raised here as it was, with Ray any other becomes one that names the unit.
-    What was committed before stays.
+    local: in this process, without Ray.  workers: Ray actors otherwise, each with `gpus` GPUs and `threads` CPU cores.
+    in_flight: units that a worker is given at a time, each in a thread of its own; the worker sorts out what runs when.
+    An actor that dies is restarted and its units are run again (units are idempotent); an error that a worker raises
+    stops the run: a PipelineError is raised here as it was, with Ray any other becomes one that names the unit. What
+    was committed before stays.
     """
     if local or not units:
         if units:
-            worker = make_worker()
-            yield from (worker.run(unit) for unit in units)
+            yield from _run_here(make_worker(), units, in_flight)
         return
     import ray
     from ray.exceptions import RayError
@@ -61,9 +63,10 @@ def run_units(
     _start_ray(address, cores=None if address else max(workers * threads, 1))
     try:
         remote = ray.remote(Actor).options(  # type: ignore[attr-defined]
-            num_cpus=threads, num_gpus=1 if gpus else 0, max_restarts=3, max_task_retries=3
+            num_cpus=threads, num_gpus=gpus, max_concurrency=in_flight, max_restarts=3, max_task_retries=3
         )
-        pool = ActorPool([remote.remote() for _ in range(min(workers, len(units)))])
+        actors = [remote.remote() for _ in range(min(workers, len(units)))]
+        pool = ActorPool(actors * in_flight)  # the pool gives an actor one unit for each time that it is listed
         yield from pool.map_unordered(lambda actor, unit: actor.run.remote(unit), list(units))  # type: ignore[arg-type]
     except RayError as error:
         if isinstance(cause := getattr(error, "cause", None), PipelineError):
@@ -75,6 +78,19 @@ def run_units(
         ) from None
     finally:
         ray.shutdown()
+
+
+def _run_here(worker: Worker, units: Sequence[Any], in_flight: int) -> Iterator[dict[str, Any]]:
+    if in_flight == 1:
+        yield from (worker.run(unit) for unit in units)
+        return
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="unit") as threads:
+        futures = [threads.submit(worker.run, unit) for unit in units]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _one_line(error: Exception) -> str:

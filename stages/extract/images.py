@@ -75,7 +75,7 @@ def pad_bottom_right(image: Image.Image, size: int) -> tuple[np.ndarray, Box]:
     Returns uint8 [height, width, 3] (unpadded: SAM pads after normalising) and its box in the square.
     """
     box = corner_box(*image.size, size)
-    return np.asarray(image.resize((box.width, box.height), Image.Resampling.BILINEAR)), box
+    return np.array(image.resize((box.width, box.height), Image.Resampling.BILINEAR)), box
 
 
 def open_image(path: Path, expected: tuple[int, int], name: str | None = None) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,30 +14,8 @@ from manifests.errors import ModelError
 from stages.extract.attention import Merge, WordRows
 from stages.extract.capture import AttentionCapture, Captured
 from stages.extract.checkpoint import first_line, local_folder, unloadable
-from stages.extract.grids import View
 from stages.extract.presets import LMMPreset
-from stages.extract.processor import LMMProcessor, Prompt
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LMMInput:
-    """One sample ready for the LMM. image: uint8 [height, width, 3] of `FrozenLMM.prepare`."""
-
-    image: np.ndarray
-    prompt: Prompt
-    answer_ids: list[int]
-    object_tokens: list[list[int]]
-    """For each object the positions of its tokens in the answer."""
-
-    @property
-    def length(self) -> int:
-        """Tokens of the whole input."""
-        return len(self.prompt.ids) + len(self.answer_ids)
-
-    @property
-    def views(self) -> list[tuple[View, ...]]:
-        """The views of each object's attention maps."""
-        return [self.prompt.views] * len(self.object_tokens)
+from stages.extract.processor import LMMInput, LMMProcessor
 
 
 class FrozenLMM:
@@ -98,30 +75,15 @@ class FrozenLMM:
         """uint8 [height, width, 3]: the image as `LMMInput` takes it."""
         return self.processor.prepare(image)
 
+    def on_device(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The processor's inputs where the model takes them, pixels in its dtype."""
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+        return {name: v.to(self.model.dtype) if v.is_floating_point() else v for name, v in moved.items()}
+
     def collate(self, batch: Sequence[LMMInput], length: int) -> tuple[dict[str, Tensor], list[WordRows]]:
         """Model inputs right-padded to `length` tokens, and where each sample's words and image are in them."""
-        ids, mask = (torch.zeros(len(batch), length, dtype=torch.long) for _ in range(2))
-        types = {name: torch.zeros(len(batch), length, dtype=torch.long) for name in batch[0].prompt.types}
-        rows = []
-        for b, sample in enumerate(batch):
-            start = len(sample.prompt.ids)
-            ids[b, : sample.length] = torch.tensor(sample.prompt.ids + sample.answer_ids)
-            mask[b, : sample.length] = 1
-            for name, values in sample.prompt.types.items():
-                types[name][b, :start] = torch.tensor(values)
-                types[name][b, start:] = self.processor.grid.answer_type
-            rows.append(
-                WordRows(
-                    objects=[[start + p for p in positions] for positions in sample.object_tokens],
-                    columns=[column for view in sample.prompt.views for column in view.columns],
-                    answer=range(start, sample.length),
-                )
-            )
-        inputs = {"input_ids": ids, "attention_mask": mask, **types}
-        inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        for name, value in self.processor.pixels([s.image for s in batch], self.device).items():
-            inputs[name] = value.to(self.model.dtype) if value.is_floating_point() else value
-        return inputs, rows
+        inputs, rows = self.processor.collate(batch, length)
+        return self.on_device(inputs), rows
 
     def run(self, batch: Sequence[LMMInput], length: int | None = None) -> Captured:
         """One forward pass over a batch; see `Captured` for shapes. `length`: the plan's padded length."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from manifests.errors import ModelError
 from manifests.schema import Sample
+from stages.extract.attention import WordRows
 from stages.extract.checkpoint import local_folder, unloadable
 from stages.extract.grids import Shown, View, grid_of, image_token_id
 from stages.extract.images import pad_to_square
@@ -58,6 +59,27 @@ class Answer:
             if owner >= 0:
                 found[owner].append(position)
         return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LMMInput:
+    """One sample ready for the LMM. image: uint8 [height, width, 3] of `FrozenLMM.prepare`."""
+
+    image: np.ndarray
+    prompt: Prompt
+    answer_ids: list[int]
+    object_tokens: list[list[int]]
+    """For each object the positions of its tokens in the answer."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole input."""
+        return len(self.prompt.ids) + len(self.answer_ids)
+
+    @property
+    def views(self) -> list[tuple[View, ...]]:
+        """The views of each object's attention maps."""
+        return [self.prompt.views] * len(self.object_tokens)
 
 
 class LMMProcessor:
@@ -138,14 +160,36 @@ class LMMProcessor:
             return pad_to_square(image, square.image_size, square.mean)[0]
         return np.asarray(image.convert("RGB"))
 
-    def pixels(self, images: Sequence[np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    def pixels(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """What the model takes beside its ids, for a batch of prepared images (pixel_values, image_grid_thw, …)."""
         if square := self.preset.square:
-            values = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
-            mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (square.mean, square.std))
+            values = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+            mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (square.mean, square.std))
             return {"pixel_values": (values - mean) / std}
         inputs = self._processed("", [Image.fromarray(image) for image in images])
-        return {name: value.to(device) for name, value in inputs.items() if name not in TEXT}
+        return {name: value for name, value in inputs.items() if name not in TEXT}
+
+    def collate(self, batch: Sequence[LMMInput], length: int) -> tuple[dict[str, Tensor], list[WordRows]]:
+        """Model inputs right-padded to `length` tokens, and where each sample's words and image are in them."""
+        ids, mask = (torch.zeros(len(batch), length, dtype=torch.long) for _ in range(2))
+        types = {name: torch.zeros(len(batch), length, dtype=torch.long) for name in batch[0].prompt.types}
+        rows = []
+        for b, sample in enumerate(batch):
+            start = len(sample.prompt.ids)
+            ids[b, : sample.length] = torch.tensor(sample.prompt.ids + sample.answer_ids)
+            mask[b, : sample.length] = 1
+            for name, values in sample.prompt.types.items():
+                types[name][b, :start] = torch.tensor(values)
+                types[name][b, start:] = self.grid.answer_type
+            rows.append(
+                WordRows(
+                    objects=[[start + p for p in positions] for positions in sample.object_tokens],
+                    columns=[column for view in sample.prompt.views for column in view.columns],
+                    answer=range(start, sample.length),
+                )
+            )
+        pixels = self.pixels([s.image for s in batch])
+        return {"input_ids": ids, "attention_mask": mask, **types, **pixels}, rows
 
     def answer(self, sample: Sample) -> Answer:
         """Each piece is tokenised alone, without special tokens, and the ids are concatenated (F-LMM).

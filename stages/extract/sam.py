@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -235,16 +235,22 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> Non
 def preprocess_sam(image: Image.Image, size: int) -> tuple[Tensor, Box]:
     """float32 [3, size, size]: normalised, then zero-padded below and to the right; and the image's box in it."""
     pixels, box = pad_bottom_right(image.convert("RGB"), size)
-    mean, std = np.array(PIXEL_MEAN, np.float32), np.array(PIXEL_STD, np.float32)
-    normalised = (pixels.astype(np.float32) - mean) / std
-    square = np.zeros((3, size, size), np.float32)
-    square[:, : box.height, : box.width] = normalised.transpose(2, 0, 1)
-    return torch.from_numpy(square), box
+    return normalise_sam([torch.from_numpy(pixels)], size)[0], box
+
+
+def normalise_sam(pixels: Sequence[Tensor], size: int, device: str | torch.device = "cpu") -> Tensor:
+    """Images uint8 [height, width, 3] of `pad_bottom_right` -> float32 [B, 3, size, size] on `device`, see above."""
+    mean, std = (torch.tensor(x, device=device) for x in (PIXEL_MEAN, PIXEL_STD))
+    batch = torch.zeros(len(pixels), 3, size, size, device=device)
+    for square, image in zip(batch, pixels, strict=True):
+        normalised = (image.to(device, non_blocking=True).float() - mean) / std
+        square[:, : image.shape[0], : image.shape[1]] = normalised.permute(2, 0, 1)
+    return batch
 
 
 @torch.no_grad()
 def encode_images(sam: Sam, batch: Tensor) -> Tensor:
-    """float32 [B, 3, size, size] of `preprocess_sam` -> embeddings [B, Ce, e, e], in the encoder's dtype and place."""
+    """float32 [B, 3, size, size] of `normalise_sam` -> embeddings [B, Ce, e, e], in the encoder's dtype and place."""
     weight = sam.image_encoder.patch_embed.proj.weight
     return sam.image_encoder(batch.to(weight.device, weight.dtype))
 

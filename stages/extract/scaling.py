@@ -20,14 +20,13 @@ def scale_maps(maps: Tensor) -> tuple[Tensor, Tensor]:
     With u = 2^-11, every scaled value v is within u·v (v >= 2^-14) or 2^-25 (below) of (h·w)·map/mass, and the L1 error
     of the normalised map is <= 2^-11 + 2^-25 = 4.9e-4 for every mass; mass has a relative error <= 2^-24. Restored,
     every value is within 4.9e-4·value + 2^-24·mass/(h·w) + 1.5e-45.
-    Raises ValueError for negative values and for a grid whose single peak would not fit into float16.
+    A map with a negative value becomes nan: nothing here waits for the device to say so.
+    Raises ValueError for a grid whose single peak would not fit into float16.
     """
     cells = maps.shape[-2] * maps.shape[-1]
     if cells > _LARGEST:
         raise ValueError(f"a map of {maps.shape[-2]}×{maps.shape[-1]} cells can not be scaled to mean 1 in float16")
-    if (maps < 0).any():
-        raise ValueError("attention maps must not be negative")
-    wide = maps.double()
+    wide = torch.where(maps < 0, torch.nan, maps.double())
     mass = wide.sum(dim=(-2, -1)).float()
     divisor = torch.where(mass == 0, 1.0, mass.double())[..., None, None]
     return (wide * cells / divisor).half(), mass

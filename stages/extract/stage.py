@@ -45,6 +45,8 @@ class Extraction:
     sam: str
     sam_checkpoint: Path | None
     device: str
+    gpus: int
+    """GPUs of a worker; 0 on the CPU."""
     batch_size: int
     meta: dict[str, Any] = field(default_factory=dict)
     """Of the manifest: dataset, sentences, context, limit."""
@@ -61,6 +63,7 @@ class Extraction:
             sam=self.sam,
             sam_checkpoint=self.sam_checkpoint,
             device=self.device,
+            gpus=self.gpus,
             threads=threads,
         )
 

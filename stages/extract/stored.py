@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,7 +61,15 @@ def stored_maps(attention: Tensor, views: Sequence[View], grid: Grid) -> tuple[T
     return scaled, mass
 
 
-def stored_fields(captured: Captured, views: Sequence[Sequence[View]], grid: Grid) -> dict[str, np.ndarray]:
+def to_host(values: Tensor) -> Tensor:
+    """The values in the host's memory; from a GPU when its stream has come that far: synchronise before reading."""
+    if values.device.type != "cuda":
+        return values.cpu()
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)
+
+
+def stored_fields(captured: Captured, views: Sequence[Sequence[View]], grid: Grid) -> dict[str, Tensor]:
     """What `PRIORS` arrays hold of a batch, made on the device that ran it; `views`: of each object.
 
     attention float16 [K, C, *grid] and attention_mass float32 [K, C], see `stored_maps`; hidden float16 [T, M, d] with
@@ -74,7 +81,7 @@ def stored_fields(captured: Captured, views: Sequence[Sequence[View]], grid: Gri
     ]
     hidden, hidden_scale = scale_states(captured.hidden)
     answer, answer_scale = scale_states(captured.answer_hidden)
-    fields = {
+    return {
         "attention": torch.stack([scaled for scaled, _ in maps]),
         "attention_mass": torch.stack([mass for _, mass in maps]),
         "hidden": hidden,
@@ -82,4 +89,3 @@ def stored_fields(captured: Captured, views: Sequence[Sequence[View]], grid: Gri
         "answer_hidden": answer,
         "answer_scale": answer_scale,
     }
-    return {name: values.cpu().numpy() for name, values in fields.items()}

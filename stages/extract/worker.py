@@ -1,33 +1,38 @@
 """The worker: holds the frozen LMM and the frozen SAM, and fills one unit (one shard of every array) at a time.
 
-A plain class; Ray wraps it (`pipeline.runtime`), `--local` runs it in the driver's process.
+A plain class; Ray wraps it (`pipeline.runtime`), `--local` runs it in the driver's process. A unit has three steps:
+read (images, pixels, input ids: CPU), compute (the models), write (checksums, disk). Each step takes one unit at a
+time, so several threads that run units make a pipeline: the models do not wait for files.
 """
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, PlanRow, Rows
 from cache.store import Store
 from manifests.errors import DatasetError, PipelineError
 from manifests.schema import read_manifest
-from stages.extract.attention import Merge
+from stages.extract.attention import Merge, WordRows
 from stages.extract.checkpoint import first_line
-from stages.extract.images import open_image
-from stages.extract.lmm import FrozenLMM, LMMInput
+from stages.extract.grids import View
+from stages.extract.images import open_image, pad_bottom_right
+from stages.extract.lmm import FrozenLMM
 from stages.extract.presets import LMMPreset
-from stages.extract.sam import encode_images, load_sam, preprocess_sam, sam_config
-from stages.extract.stored import stored_fields
+from stages.extract.processor import LMMInput, LMMProcessor
+from stages.extract.sam import encode_images, load_sam, normalise_sam, sam_config
+from stages.extract.stopwatch import Stopwatch
+from stages.extract.stored import stored_fields, to_host
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,17 +59,51 @@ class WorkerConfig:
     sam: str
     sam_checkpoint: Path | None
     device: str
+    gpus: int
+    """GPUs of this worker; more than one: the LMM's layers are spread over them."""
     threads: int
     """CPU threads of torch."""
 
 
+@dataclass(kw_only=True, slots=True)
+class _Batch:
+    """One forward pass, read: the rows that go into it and what the models take."""
+
+    rows: list[PlanRow]
+    inputs: dict[str, Tensor]
+    words: list[WordRows]
+    views: list[tuple[View, ...]]
+    """Of every object."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Images:
+    """One forward pass of SAM's encoder, read: image rows and their pixels, uint8 [height, width, 3]."""
+
+    rows: list[int]
+    pixels: list[Tensor]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Unit:
+    """A unit on its way: what was read, then what was computed, and what failed."""
+
+    number: int
+    watch: Stopwatch
+    batches: list[Any] = field(default_factory=list)
+    computed: list[dict[str, Tensor]] = field(default_factory=list)
+    """For each batch the cache's fields, on the host."""
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+
 class ExtractionWorker:
-    """Runs units. Models are loaded at the first unit that needs them, once."""
+    """Runs units, from one thread or from several. Models are loaded at the first unit that needs them, once."""
 
     def __init__(self, config: WorkerConfig):
         self.config = config
+        self.on_gpu = config.device != "cpu"
+        self._reading, self._computing, self._writing = Lock(), Lock(), Lock()
         torch.set_num_threads(config.threads)
-        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @cached_property
     def priors(self) -> Store:
@@ -87,8 +126,14 @@ class ExtractionWorker:
         return Rows.read(self.images.root / "rows.parquet", IMAGE_SCHEMA)
 
     @cached_property
+    def processor(self) -> LMMProcessor:
+        return LMMProcessor(self.config.lmm)
+
+    @cached_property
     def lmm(self) -> FrozenLMM:
-        return FrozenLMM(self.config.lmm, self.config.device, self.config.dtype, self.config.merge)
+        c = self.config
+        device_map = "auto" if c.gpus > 1 else None
+        return FrozenLMM(c.lmm, c.device, c.dtype, c.merge, device_map, self.processor)
 
     @cached_property
     def sam(self):
@@ -97,92 +142,132 @@ class ExtractionWorker:
 
     def run(self, unit: WorkUnit) -> dict[str, Any]:
         """Fill and commit one unit; says how many objects and bytes, which samples failed, and where the time went."""
-        self.seconds.clear()
-        run = self._run_images if unit.kind == "images" else self._run_priors
-        try:
-            return run(unit.number) | {"kind": unit.kind, "unit": unit.number, "seconds": dict(self.seconds)}
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            smaller = "a smaller --sam" if unit.kind == "images" else "a smaller --batch-size"
-            raise PipelineError(
-                f"{unit} does not fit into the memory of {self.config.device} ({first_line(error)}): give {smaller} "
-                "(another plan: with --overwrite, or another --cache), or a --device with more"
-            ) from error
+        images = unit.kind == "images"
+        read, compute, write = (
+            (self._read_images, self._encode, self._write_images)
+            if images
+            else (self._read_samples, self._capture, self._write_samples)
+        )
+        work = _Unit(number=unit.number, watch=Stopwatch(self.config.device))
+        with self._reading, work.watch("read"):
+            read(work)
+        with self._computing:
+            self._compute(unit, work, compute)
+        with self._writing, work.watch("write"):
+            report = write(work)
+        seconds = work.watch.seconds()
+        return report | {"failures": work.failures, "kind": unit.kind, "unit": unit.number, "seconds": seconds}
 
-    def _run_images(self, unit: int) -> dict[str, Any]:
+    def _compute(self, unit: WorkUnit, work: _Unit, compute: Callable[[_Unit, Any], dict[str, Tensor]]) -> None:
+        """Run the unit's batches; wait for the device once, at the end."""
+        for batch in work.batches:
+            try:
+                work.computed.append(compute(work, batch))
+            except (torch.OutOfMemoryError, MemoryError) as error:
+                raise self._does_not_fit(unit, len(batch.rows), error) from error
+        if self.on_gpu:
+            for device in range(self.config.gpus) if self.config.gpus > 1 else (self.config.device,):
+                torch.cuda.synchronize(device)
+
+    def _does_not_fit(self, unit: WorkUnit, size: int, error: BaseException) -> PipelineError:
+        smaller = "a smaller --sam"
+        if unit.kind == "priors":
+            smaller = f"--batch-size {size // 2}" if size > 1 else "--gpus-per-worker 2 or more"
+        return PipelineError(
+            f"{unit} does not fit into the memory of {self.config.device} ({first_line(error)}): give {smaller} "
+            "(another plan: with --overwrite, or another --cache), or a --device with more"
+        )
+
+    def _read_images(self, work: _Unit) -> None:
         size = sam_config(self.config.sam).image_size
-        arrays = _empty_unit(self.images)
-        first = unit * len(arrays["embedding"])
-        rows = np.flatnonzero(self.image_rows.numbers("unit") == unit)
-        failures: list[dict[str, Any]] = []
+        rows = np.flatnonzero(self.image_rows.numbers("unit") == work.number)
         for start in range(0, len(rows), SAM_BATCH):
-            good, pixels = [], []
+            batch = _Images(rows=[], pixels=[])
             for row in map(int, rows[start : start + SAM_BATCH]):
                 width, height = (self.image_rows.number(name, row) for name in ("width", "height"))
-                path = self.image_rows.table["path"][row].as_py()
                 try:
-                    pixels.append(preprocess_sam(self._open(path, width, height), size)[0])
-                    good.append(row)
+                    image = self._open(self.image_rows.table["path"][row].as_py(), width, height)
                 except DatasetError as error:
-                    failures.append({"image": row, "reason": str(error)})
-            if not good:
-                continue
-            with self._timed("sam"):
-                embeddings = encode_images(self.sam, torch.stack(pixels)).to(torch.float16).cpu().numpy()
-            for row, embedding in zip(good, embeddings, strict=True):
+                    work.failures.append({"image": row, "reason": str(error)})
+                    continue
+                batch.rows.append(row)
+                batch.pixels.append(self._pinned(torch.from_numpy(pad_bottom_right(image.convert("RGB"), size)[0])))
+            if batch.rows:
+                work.batches.append(batch)
+
+    def _encode(self, work: _Unit, batch: _Images) -> dict[str, Tensor]:
+        pixels = normalise_sam(batch.pixels, sam_config(self.config.sam).image_size, self.config.device)
+        with work.watch.device("sam"):
+            embeddings = encode_images(self.sam, pixels)
+        return {"embedding": to_host(embeddings.half())}
+
+    def _write_images(self, work: _Unit) -> dict[str, Any]:
+        arrays = _empty_unit(self.images)
+        first = work.number * len(arrays["embedding"])
+        written = 0
+        for batch, fields in zip(work.batches, work.computed, strict=True):
+            for row, embedding in zip(batch.rows, fields["embedding"].numpy(), strict=True):
                 if np.isfinite(embedding).all():
                     arrays["embedding"][self.image_rows.number("slot", row) - first] = embedding
+                    written += 1
                 else:
-                    failures.append({"image": row, "reason": "inf or nan in SAM's embedding: give another --sam"})
-        return self._commit(self.images, unit, arrays, failures) | {"images": len(rows) - len(failures)}
+                    reason = "inf or nan in SAM's embedding: give another --sam"
+                    work.failures.append({"image": row, "reason": reason})
+        return self._commit(self.images, work, arrays) | {"images": written}
 
-    def _run_priors(self, unit: int) -> dict[str, Any]:
-        arrays = _empty_unit(self.priors)
-        failures: list[dict[str, Any]] = []
-        objects = samples = 0
-        for rows in _batches(self.sample_rows, unit):
+    def _read_samples(self, work: _Unit) -> None:
+        for rows in _batches(self.sample_rows, work.number):
             good, batch = [], []
             for row in rows:
                 try:
                     batch.append(self._input(row))
                     good.append(row)
                 except DatasetError as error:
-                    failures.append({"sample": row.sample, "reason": str(error)})
-            if not good:
-                continue
-            with self._timed("lmm"):
-                captured = self.lmm.run(batch, rows[0].length)
-            with self._timed("scale"):
-                fields = stored_fields(captured, [v for s in batch for v in s.views], self.config.lmm.grid)
-            placed = self._place(arrays, unit, good, fields, failures)
-            objects += sum(row.objects for row in placed)
-            samples += len(placed)
-        done = {"objects": objects, "samples": samples}
-        return self._commit(self.priors, unit, arrays, failures) | done
+                    work.failures.append({"sample": row.sample, "reason": str(error)})
+            if good:
+                inputs, words = self.processor.collate(batch, rows[0].length)
+                inputs = {name: self._pinned(value) for name, value in inputs.items()}
+                views = [view for sample in batch for view in sample.views]
+                work.batches.append(_Batch(rows=good, inputs=inputs, words=words, views=views))
+
+    def _capture(self, work: _Unit, batch: _Batch) -> dict[str, Tensor]:
+        inputs = self.lmm.on_device(batch.inputs)
+        with work.watch.device("lmm"):
+            captured = self.lmm.capture.run(inputs, batch.words)
+        with work.watch.device("scale"):
+            fields = stored_fields(captured, batch.views, self.config.lmm.grid)
+        return {name: to_host(values) for name, values in fields.items()}
+
+    def _write_samples(self, work: _Unit) -> dict[str, Any]:
+        arrays = _empty_unit(self.priors)
+        placed: list[PlanRow] = []
+        for batch, computed in zip(work.batches, work.computed, strict=True):
+            fields = {name: values.numpy() for name, values in computed.items()}
+            placed += self._place(arrays, work, batch.rows, fields)
+        counts = {"objects": sum(row.objects for row in placed), "samples": len(placed)}
+        return self._commit(self.priors, work, arrays) | counts
 
     def _input(self, row: PlanRow) -> LMMInput:
         sample = self.samples[row.sample]
         size = (sample.width, sample.height)
-        image = self.lmm.prepare(self._open(sample.image_path, *size))
         positions = iter(row.token_positions)
         return LMMInput(
-            image=image,
-            prompt=self.lmm.processor.prompt(sample.prompt, size),
+            image=self.processor.prepare(self._open(sample.image_path, *size)),
+            prompt=self.processor.prompt(sample.prompt, size),
             answer_ids=list(row.answer_ids),
             object_tokens=[[next(positions) for _ in range(count)] for count in row.token_counts],
         )
 
     def _open(self, path: str, width: int, height: int) -> Image.Image:
-        with self._timed("images"):
-            # named as in the manifest: the reason goes into the cache, and the data root may be moved before a resume
-            return open_image(self.config.data_root / path, (width, height), name=path)
+        # named as in the manifest: the reason goes into the cache, and the data root may be moved before a resume
+        return open_image(self.config.data_root / path, (width, height), name=path)
+
+    def _pinned(self, values: Tensor) -> Tensor:
+        """Where the GPU fetches it from by itself."""
+        return values.pin_memory() if self.on_gpu else values
 
     def _place(
-        self,
-        arrays: dict[str, np.ndarray],
-        unit: int,
-        rows: list[PlanRow],
-        fields: dict[str, np.ndarray],
-        failures: list[dict[str, Any]],
+        self, arrays: dict[str, np.ndarray], work: _Unit, rows: list[PlanRow], fields: dict[str, np.ndarray]
     ) -> list[PlanRow]:
         """Copy the batch's results to the slots that the plan gave them; a sample with inf or nan fails instead."""
         done = {"slot": 0, "token_slot": 0, "answer_slot": 0}
@@ -192,25 +277,19 @@ class ExtractionWorker:
             parts = {name: fields[name][done[kind] : done[kind] + counts[kind]] for name, kind in SLOTS_OF.items()}
             if bad := [name for name, part in parts.items() if not np.isfinite(part).all()]:
                 reason = f"inf or nan in the LMM's {', '.join(bad)} with {self.config.dtype}: give another --dtype"
-                failures.append({"sample": row.sample, "reason": reason})
+                work.failures.append({"sample": row.sample, "reason": reason})
             else:
                 placed.append(row)
                 for name, part in parts.items():
-                    start = getattr(row, SLOTS_OF[name]) - unit * len(arrays[name])
+                    start = getattr(row, SLOTS_OF[name]) - work.number * len(arrays[name])
                     arrays[name][start : start + len(part)] = part
             for kind, count in counts.items():
                 done[kind] += count
         return placed
 
-    def _commit(
-        self, store: Store, unit: int, arrays: dict[str, np.ndarray], failures: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        with self._timed("write"):
-            store.write_unit(unit, arrays, {"failures": failures})
-        return {"bytes": sum(a.nbytes for a in arrays.values()), "failures": failures}
-
-    def _timed(self, part: str) -> _Timer:
-        return _Timer(self.seconds, part)
+    def _commit(self, store: Store, work: _Unit, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        store.write_unit(work.number, arrays, {"failures": work.failures})
+        return {"bytes": sum(a.nbytes for a in arrays.values())}
 
 
 SAM_BATCH: Final = 8
@@ -222,17 +301,6 @@ SLOTS_OF: Final = {  # array -> the field of the plan's row that says where a sa
     "answer_hidden": "answer_slot",
     "answer_scale": "answer_slot",
 }
-
-
-class _Timer:
-    def __init__(self, seconds: defaultdict[str, float], part: str):
-        self.seconds, self.part = seconds, part
-
-    def __enter__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self.part] += time.perf_counter() - self.start
 
 
 def _empty_unit(store: Store) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from ray.util import ActorPool
 from manifests.errors import PipelineError
 from pipeline import runtime
 
-OPTIONS = {"workers": 1, "gpus": False, "threads": 1}
+OPTIONS = {"workers": 1, "gpus": 0, "threads": 1}
 
 
 def fake_worker() -> object:
@@ -51,3 +51,35 @@ def test_rays_own_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_local_error_keeps_its_traceback() -> None:
     with pytest.raises(KeyError):
         list(runtime.run_units(fake_worker, ["unit 3"], local=True, **OPTIONS))
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_worker_can_have_several_units_in_flight(local: bool) -> None:
+    def together() -> object:
+        import threading
+
+        class Worker:  # every unit waits for two others to be there at the same time
+            def __init__(self) -> None:
+                self.meet = threading.Barrier(3, timeout=60)
+
+            def run(self, unit: int) -> dict[str, int]:
+                self.meet.wait()
+                return {"unit": unit}
+
+        return Worker()
+
+    reports = runtime.run_units(together, range(6), local=local, in_flight=3, **OPTIONS)
+    assert sorted(report["unit"] for report in reports) == list(range(6))
+
+
+def test_after_an_error_no_unit_is_begun_that_has_not_begun() -> None:
+    begun = []
+
+    class Worker:
+        def run(self, unit: int) -> dict[str, int]:
+            begun.append(unit)
+            raise PipelineError(f"unit {unit}")
+
+    with pytest.raises(PipelineError):
+        list(runtime.run_units(Worker, range(1000), local=True, in_flight=2, **OPTIONS))
+    assert len(begun) < 1000

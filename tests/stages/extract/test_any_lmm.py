@@ -12,8 +12,9 @@ from benchmarks.families import FAMILIES, save_family
 from cache.priors import Priors
 from stages.extract.grids import GRIDS
 from stages.extract.images import open_image
-from stages.extract.lmm import FrozenLMM, LMMInput
+from stages.extract.lmm import FrozenLMM
 from stages.extract.presets import resolve_lmm
+from stages.extract.processor import LMMInput
 from stages.train_head.data import as_box
 from tests.helpers import cli
 

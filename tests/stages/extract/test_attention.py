@@ -23,8 +23,9 @@ from manifests.errors import ModelError
 from manifests.schema import DEFAULT_PROMPT, Piece, Sample
 from stages.extract.attention import ACTIVE, IMPLEMENTATION, RowsPass, WordRows
 from stages.extract.capture import AttentionCapture
-from stages.extract.lmm import FrozenLMM, LMMInput
+from stages.extract.lmm import FrozenLMM
 from stages.extract.presets import resolve_lmm
+from stages.extract.processor import LMMInput
 from tests.stages.extract.truth import eager_truth
 
 

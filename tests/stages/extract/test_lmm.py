@@ -37,7 +37,7 @@ def test_square_images_equal_the_processors() -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)
     expected = AutoProcessor.from_pretrained(TINY.source).image_processor(Image.fromarray(pixels), return_tensors="pt")
     lmm = FrozenLMM(TINY)
-    from stages.extract.lmm import LMMInput
+    from stages.extract.processor import LMMInput
 
     sample = LMMInput(
         image=lmm.prepare(Image.fromarray(pixels)),

@@ -68,8 +68,7 @@ def test_a_single_peak_fits_and_a_grid_too_large_is_refused() -> None:
     assert scale_maps(maps)[0][0, 3, 4] == 4096
     with pytest.raises(ValueError, match="256×256"):
         scale_maps(np.ones((1, 256, 256), np.float32))
-    with pytest.raises(ValueError, match="negative"):
-        scale_maps(-maps)
+    assert np.isnan(scale_maps(-maps)[0][0]).all()  # attention is never negative; the worker refuses what is not finite
 
 
 @given(STATES)

@@ -22,10 +22,12 @@ from cache.priors import Priors
 from cache.store import Store
 from manifests.scenes.write import ScenesConfig, write_scenes
 from manifests.schema import Sample
+from pipeline.runtime import run_units
+from stages.extract.capture import AttentionCapture
 from stages.extract.images import open_image
-from stages.extract.lmm import FrozenLMM, LMMInput
+from stages.extract.lmm import FrozenLMM
 from stages.extract.presets import resolve_lmm
-from stages.extract.processor import LMMProcessor
+from stages.extract.processor import LMMInput, LMMProcessor
 from stages.extract.sam import encode_images, load_sam, preprocess_sam
 from stages.extract.worker import ExtractionWorker
 from tests.cache.caches import make
@@ -213,13 +215,26 @@ def test_images_and_priors_must_fit_together(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_units_in_flight_give_the_same_bytes(
+    tmp_path: Path, data_root: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a worker with a GPU is run: one unit is read, one computed, one written."""
+
+    def together(*args: Any, **options: Any) -> Any:
+        return run_units(*args, **options | {"in_flight": 3})
+
+    monkeypatch.setattr("pipeline.runtime.run_units", together)
+    cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
+    assert tree(tmp_path / "cache") == tree(small_cache)
+
+
 def test_values_that_are_not_finite_fail_their_sample_only(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = FrozenLMM.run
+    run = AttentionCapture.run
 
-    def overflowing(self: FrozenLMM, batch: list[LMMInput], length: int | None = None) -> Any:
-        captured = run(self, batch, length)
+    def overflowing(self: AttentionCapture, *inputs: Any) -> Any:
+        captured = run(self, *inputs)
         captured.hidden[0, 2, 5] = torch.inf  # of the first sample's first token
         captured.answer_hidden[-1, 0] = torch.nan  # of the last sample's last token
         return captured
@@ -229,7 +244,7 @@ def test_values_that_are_not_finite_fail_their_sample_only(
         embeddings[1, 3, 2, 2] = 1e6  # overflows in float16
         return embeddings
 
-    monkeypatch.setattr(FrozenLMM, "run", overflowing)
+    monkeypatch.setattr(AttentionCapture, "run", overflowing)
     monkeypatch.setattr("stages.extract.worker.encode_images", unknown)
     cache = tmp_path / "cache"
     cli(*FEW, "--data-root", data_root, "--cache", cache)
@@ -286,7 +301,7 @@ def test_the_record_counts_over_runs_and_is_kept_where_nothing_is_left(
     assert again["extracted"] == second["extracted"]  # a cache made anew, not twice as much
 
 
-@pytest.mark.parametrize(("kind", "cure"), [("images", "--sam"), ("priors", "--batch-size")])
+@pytest.mark.parametrize(("kind", "cure"), [("images", "a smaller --sam"), ("priors", "--batch-size 2")])
 def test_too_little_memory_names_the_unit_and_the_cure(
     tmp_path: Path, data_root: Path, kind: str, cure: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,10 +309,8 @@ def test_too_little_memory_names_the_unit_and_the_cure(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
     monkeypatch.setattr(
-        *((FrozenLMM, "run") if kind == "priors" else ("stages.extract.worker.encode_images",)), too_large
+        *((AttentionCapture, "run") if kind == "priors" else ("stages.extract.worker.encode_images",)), too_large
     )
     cli(*FEW, "--data-root", data_root, "--cache", tmp_path / "cache", expect=2)
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert (
-        f"unit 0 of {kind} does not fit" in last and "Tried to allocate 9 GiB" in last and f"a smaller {cure}" in last
-    )
+    assert f"unit 0 of {kind} does not fit" in last and "Tried to allocate 9 GiB" in last and f"give {cure}" in last
