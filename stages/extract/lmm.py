@@ -14,7 +14,7 @@ from manifests.errors import ModelError
 from stages.extract.attention import Merge, WordRows
 from stages.extract.capture import AttentionCapture, Captured
 from stages.extract.checkpoint import first_line, local_folder, unloadable
-from stages.extract.presets import LMMPreset
+from stages.extract.presets import STORED, LMMPreset
 from stages.extract.processor import LMMInput, LMMProcessor
 
 
@@ -42,6 +42,8 @@ class FrozenLMM:
         text = self.capture.config
         loaded = {"layers": text.num_hidden_layers, "heads": text.num_attention_heads, "width": text.hidden_size}
         loaded["attention_layers"] = len(self.capture.attentions)
+        if self.processor.grid.cells and preset.grid != STORED:  # 64 x 64: --store-grid 64, or two views
+            loaded["grid"] = self.processor.grid.cells(self.processor.config)
         wrong = [f"{k} {v}, the preset says {getattr(preset, k)}" for k, v in loaded.items() if v != getattr(preset, k)]
         if wrong:
             raise ModelError(f"{preset.source} has {'; '.join(wrong)}")

@@ -97,7 +97,7 @@ GRIDS: Final[dict[str, Grid]] = {
         fine={"do_image_splitting": True},
         tiles=tiles.layout,
     ),
-    "molmo2": Grid(views=crops.views, fine={}),
+    "molmo2": Grid(views=crops.views, fine={}, cells=crops.cells),
 }
 PIXTRAL: Final = Grid(views=dynamic.from_pixels)  # a LLaVA whose vision tower takes images of any shape
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from stages.extract.grids.view import Shown, View
+from typing import Any
+
+from stages.extract.grids.view import Cells, Shown, View
 
 
 def views(shown: Shown) -> list[View]:
@@ -16,3 +18,10 @@ def views(shown: Shown) -> list[View]:
         View(height=low_rows, width=low_columns, columns=shown.columns[:split]),
         View(height=rows, width=width, columns=shown.columns[split:]),
     ]
+
+
+def cells(config: Any) -> Cells:
+    """(h, w) of every image's low-resolution view: its patches pooled 2 x 2, an odd last one with padding."""
+    height, width = config.vision_config.image_size
+    cell = 2 * config.vision_config.patch_size
+    return -(-height // cell), -(-width // cell)

@@ -61,7 +61,8 @@ class LMMPreset:
     grid: tuple[int, int]
     """(h, w) of the stored maps: the image's tokens where their grid is always the same, else 64 x 64."""
     dtype: str
-    """float32, bfloat16 or float16: what the weights are loaded as."""
+    """float32, bfloat16 or float16: what the weights are loaded as. The presets' bfloat16 is our choice, for speed and
+    memory: several checkpoints publish float16."""
     sam: str
     """The SAM preset whose embeddings go with it."""
     square: Square | None = None

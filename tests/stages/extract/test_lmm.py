@@ -18,7 +18,7 @@ from manifests.errors import ModelError
 from manifests.schema import DEFAULT_PROMPT, Piece
 from stages.extract.checkpoint import weights_identity
 from stages.extract.lmm import FrozenLMM
-from stages.extract.presets import resolve_lmm
+from stages.extract.presets import STORED, resolve_lmm
 from stages.extract.processor import LMMProcessor
 from tests.stages.extract.test_attention import make_sample
 
@@ -84,6 +84,12 @@ def test_identity_is_the_weights_not_the_place(tmp_path) -> None:
 def test_missing_weights_say_what_to_do() -> None:
     with pytest.raises(ModelError, match=r"hf download llava-hf/llava-1\.5-7b-hf --local-dir DIR.*--lmm DIR"):
         FrozenLMM(resolve_lmm("llava"))
+
+
+def test_a_preset_of_another_grid_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"has grid \(12, 12\), the preset says \(13, 13\)$"):
+        FrozenLMM(replace(TINY, grid=(13, 13)))
+    FrozenLMM(replace(TINY, grid=STORED))  # as --store-grid 64 has it
 
 
 @pytest.mark.parametrize("damage", ["no tokenizer", "another tokenizer", "truncated weights"])
