@@ -9,11 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from manifests.errors import ModelError, PipelineError
 
+DEFAULT_BATCH = 8
 IN_FLIGHT = 3  # units of a worker with a GPU: one is read, one computed, one written
 
 
@@ -48,8 +50,8 @@ class Extract:
     """RefCOCO: an image's expressions in one text, or each alone."""
     merge: Literal["mean", "max"] = "mean"
     """How the attention of an object's words becomes one map."""
-    batch_size: int = 8
-    """Samples per forward pass; part of the plan."""
+    batch_size: int | Literal["auto"] = DEFAULT_BATCH
+    """Samples per forward pass, part of the plan; auto: measured before planning, with the longest sample."""
     dtype: str | None = None
     """float32, bfloat16 or float16 for the LMM; default: the preset's."""
     attention: str = "auto"
@@ -92,6 +94,10 @@ def run(args: Extract) -> None:
     cores = os.cpu_count() or 1
     workers = 1 if args.local else args.workers or (gpus // extraction.gpus if gpus else min(cores, 8))
     threads = max(1, cores // workers)
+    if args.batch_size == "auto":
+        known = None if args.overwrite else extraction.planned_batch_size()
+        measure = partial(_measured_batch_size, extraction, args, threads)
+        extraction.batch_size = known or (DEFAULT_BATCH if args.dry_run else measure)
     hashing = lambda paths: tqdm(paths, desc="hashing images", unit="image", leave=False)  # noqa: E731
     plan = extraction.plan(_text(args, extraction), dry_run=args.dry_run, progress=hashing)
     _print_plan(args, extraction, plan, workers, gpus)
@@ -127,6 +133,23 @@ def run(args: Extract) -> None:
     close(images, priors, plan)
     record.finish(plan)
     print(record.summary())
+
+
+def _measured_batch_size(extraction: Any, args: Extract, threads: int, longest: Any) -> int:
+    """Run the longest sample in larger and larger batches, where the extraction will run."""
+    from pipeline.runtime import run_units
+    from stages.extract.batch_size import BatchSizeProbe
+
+    print("measuring the batch size", flush=True)
+    config = extraction.worker(threads)
+    gpus = extraction.gpus if extraction.device == "cuda" else 0
+    (report,) = run_units(
+        lambda: BatchSizeProbe(config), [longest], workers=1, local=args.local, gpus=gpus, threads=threads,
+        address=args.ray_address,
+    )  # fmt: skip
+    for trial in report["trials"]:
+        print(f"{trial['size']:>10.0f}  {trial['samples_per_s']:.3g} samples/s, {trial['peak_gib']:.2f} GiB at most")
+    return report["batch_size"]
 
 
 def shown(reports: Iterable[dict[str, Any]], todo: Sequence[Any], plan: Any) -> Iterator[dict[str, Any]]:
@@ -169,7 +192,8 @@ def _prepare(args: Extract) -> Any:
     from stages.extract.stage import Extraction
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    if min(args.batch_size, args.limit or 1, args.workers or 1, args.gpus_per_worker) < 1 or args.limit == 0:
+    size = 1 if args.batch_size == "auto" else args.batch_size
+    if min(size, args.limit or 1, args.workers or 1, args.gpus_per_worker) < 1 or args.limit == 0:
         raise PipelineError("--batch-size, --limit, --workers and --gpus-per-worker must be at least 1")
     lmm = resolve_lmm(args.lmm, trust_remote_code=args.trust_remote_code).with_views(args.views)
     lmm = replace(lmm, attention=args.attention)
@@ -199,7 +223,7 @@ def _prepare(args: Extract) -> Any:
         sam_checkpoint=args.sam_checkpoint,
         device=device,
         gpus=0 if device == "cpu" else args.gpus_per_worker,
-        batch_size=args.batch_size,
+        batch_size=DEFAULT_BATCH if args.batch_size == "auto" else args.batch_size,
         meta={"dataset": args.dataset, "sentences": args.sentences, "context": args.context, "limit": args.limit},
     )
 
@@ -245,13 +269,15 @@ def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: i
     where = f"{gpus} GPU(s)" if gpus else f"CPU, {os.cpu_count()} cores"
     lmm = extraction.lmm
     height, width = lmm.grid
+    measured_later = args.dry_run and args.batch_size == "auto"
     rows = {
         "LMM": f"{lmm.name} ({lmm.source}), {extraction.dtype}, merge {extraction.merge}",
         "attention": f"{lmm.attention_layers} layers x {lmm.heads} heads"
         + (f" x {lmm.views} views" if lmm.views > 1 else "")
         + f", stored as {height}x{width}",
         "SAM": extraction.sam,
-        "samples": f"{len(plan.rows)} ({len(plan.failures)} can not be used), {plan.objects} objects",
+        "samples": f"{len(plan.rows)} ({len(plan.failures)} can not be used), {plan.objects} objects; at most "
+        f"{plan.batch_size} in a forward pass" + (" (not measured in a dry run)" if measured_later else ""),
         "images": f"{len(plan.image_rows)} different",
         "to write": f"priors {plan.priors_bytes / 1e9:.3f} GB, SAM embeddings {plan.image_bytes / 1e9:.3f} GB "
         f"({plan.units} + {plan.image_units} units)",

@@ -70,6 +70,8 @@ class Plan:
     image_arrays: list[ArraySpec]
     padding: int
     """Object slots that no object uses."""
+    batch_size: int
+    """Samples of a forward pass."""
 
     @property
     def objects(self) -> int:
@@ -138,9 +140,12 @@ def make_plan(
     sam: SamConfig,
     images: tuple[dict[str, int], list[ImageRow], dict[str, str]],
     *,
-    batch_size: int,
+    batch_size: int | Callable[[Sample], int],
 ) -> Plan:
-    """Lay out every sample. `images`: of `plan_images`, or of the image cache that is used again."""
+    """Lay out every sample. `images`: of `plan_images`, or of the image cache that is used again.
+
+    batch_size: samples of a forward pass, or what finds that out with the longest sample.
+    """
     image_of, image_rows, missing = images
     answers = [text.answer(s) for s in samples]
     tokens = [a.tokens_of(len(s.objects)) for a, s in zip(answers, samples, strict=True)]
@@ -158,6 +163,9 @@ def make_plan(
     counts = [(len(s.objects), sum(map(len, t)), len(a.ids)) for s, a, t in zip(samples, answers, tokens, strict=True)]
     packing = pack(counts, objects_per_unit=per_unit, errors=errors, **chunks)
     lengths = [len(p.ids) + len(a.ids) if p else 0 for p, a in zip(prompts, answers, strict=True)]
+    if not isinstance(batch_size, int):
+        usable = [i for i, error in enumerate(packing.errors) if error is None]
+        batch_size = batch_size(samples[max(usable, key=lambda i: lengths[i])]) if usable else 1
     batches = _batches(packing.unit.tolist(), lengths, batch_size)
     rows = []
     for i, (sample, answer, positions, prompt) in enumerate(zip(samples, answers, tokens, prompts, strict=True)):
@@ -194,6 +202,7 @@ def make_plan(
         image_units=-(-len(image_rows) // images_per_unit),
         image_arrays=image_arrays(channels=sam.channels, side=sam.grid, images_per_unit=images_per_unit),
         padding=packing.padding[0],
+        batch_size=batch_size,
     )
 
 

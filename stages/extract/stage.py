@@ -47,7 +47,8 @@ class Extraction:
     device: str
     gpus: int
     """GPUs of a worker; 0 on the CPU."""
-    batch_size: int
+    batch_size: int | Callable[[Sample], int]
+    """Samples of a forward pass, or what measures that with the longest sample."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Of the manifest: dataset, sentences, context, limit."""
 
@@ -88,6 +89,13 @@ class Extraction:
         rows = [ImageRow(**row | {"box": tuple(row["box"])}) for row in _table(store)]
         return rows if {row.image for row in needed} <= {row.image for row in rows} else None
 
+    def planned_batch_size(self) -> int | None:
+        """The batch size of the cache that is there; a plan with another one would be another plan."""
+        try:
+            return Store.open(self.cache).meta.soft.get("batch_size")
+        except CacheError:
+            return None
+
     def image_identity(self) -> dict[str, Any]:
         """What makes SAM embeddings what they are."""
         weights = checkpoint_of(self.sam, self.sam_checkpoint)
@@ -125,7 +133,10 @@ class Extraction:
             }
         )
         shared = self.images.resolve() != (self.cache / "images").resolve()
-        soft = {name: version(name) for name in LIBRARIES} | {"device": self.device, "data_root": str(self.data_root)}
+        soft: dict[str, Any] = {name: version(name) for name in LIBRARIES} | {
+            "device": self.device,
+            "data_root": str(self.data_root),
+        }
         images = Store.create_or_resume(
             self.images,
             kind="images",
@@ -137,7 +148,7 @@ class Extraction:
             overwrite=overwrite and not shared,
             option="--images" if shared else "--cache",
         )
-        soft |= {"lmm": self.lmm.source, "images": relpath(self.images, self.cache)}
+        soft |= {"lmm": self.lmm.source, "images": relpath(self.images, self.cache), "batch_size": plan.batch_size}
         with TemporaryDirectory() as folder:
             manifest = Path(folder) / "manifest.parquet"
             write_manifest(manifest, self.samples, self.meta)
