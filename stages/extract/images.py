@@ -28,11 +28,10 @@ class Box:
     def scaled(self, size: int) -> Box:
         """The same part of a square of side `size`: outer edges floor(edge · ratio), inner floor(edge · ratio + 0.5).
 
-        This is the crop of F-LMM: `int(before * pred / padded)` … `int(extent * pred / padded + 0.5)`.
+        This is the crop of F-LMM: `int(before * pred / padded)` … `int(extent * pred / padded + 0.5)`, in integers.
         """
-        ratio = size / self.size
-        top, left = int(self.top * ratio), int(self.left * ratio)
-        height, width = int(self.height * ratio + 0.5), int(self.width * ratio + 0.5)
+        top, left = (edge * size // self.size for edge in (self.top, self.left))
+        height, width = ((2 * extent * size + self.size) // (2 * self.size) for extent in (self.height, self.width))
         return Box(
             top=top, left=left, height=max(1, min(height, size - top)), width=max(1, min(width, size - left)), size=size
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from manifests.errors import DatasetError
-from stages.extract.images import centred_box, corner_box, open_image, pad_bottom_right, pad_to_square
+from stages.extract.images import Box, centred_box, corner_box, open_image, pad_bottom_right, pad_to_square
+from stages.train_head.heads.base import crop_resize
 
 sides = st.integers(1, 2000)
 
@@ -21,6 +23,64 @@ def test_centred_box_is_the_papers(width: int, height: int, size: int) -> None:
     expected = [size if side == longest else max(1, int(side * size / longest)) for side in (width, height)]
     assert [box.width, box.height] == expected
     assert (box.left, box.top) == ((size - expected[0]) // 2, (size - expected[1]) // 2)
+
+
+SHAPES = [
+    (640, 480),
+    (480, 640),
+    (333, 333),
+    (640, 427),
+    (1, 2000),
+    (2000, 1),
+    (3, 1000),
+    (337, 336),
+    (20, 16),
+    (336, 336),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_padded_square_is_the_papers_pixel_for_pixel(shape: tuple[int, int]) -> None:
+    """From FACTS' words: longest side to 336, the other one `int(w * 336 / h)`, bicubic; centred on the mean colour."""
+    width, height = shape
+    image = Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    mean = (0.48145466, 0.4578275, 0.40821073)
+    square, box = pad_to_square(image, 336, mean)
+    wide = width > height
+    new = (336, max(1, int(height * 336 / width))) if wide else (max(1, int(width * 336 / height)), 336)
+    expected = Image.new("RGB", (336, 336), tuple(int(m * 255) for m in mean))
+    expected.paste(image.resize(new, Image.Resampling.BICUBIC), ((336 - new[0]) // 2, (336 - new[1]) // 2))
+    assert np.array_equal(square, np.asarray(expected))
+    assert (box.width, box.height) == new
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("side", [24, 64, 256, 336])
+def test_a_prediction_is_cropped_back_with_the_papers_rounding(shape: tuple[int, int], side: int) -> None:
+    """A mask drawn in the square comes back as the slice that F-LMM takes of it, at the image's size."""
+    width, height = shape
+    longest = max(shape)
+    new_width, new_height = (max(1, int(n * 336 / longest)) for n in shape)
+    left, top = (336 - new_width) // 2, (336 - new_height) // 2
+    rows = slice(int(top * side / 336), int(top * side / 336) + max(1, int(new_height * side / 336 + 0.5)))
+    columns = slice(int(left * side / 336), int(left * side / 336) + max(1, int(new_width * side / 336 + 0.5)))
+    logits = torch.randn(2, side, side, generator=torch.Generator().manual_seed(side))
+    cropped = crop_resize(logits, centred_box(width, height, 336), (height, width))
+    cut = logits[:, rows, columns]
+    expected = torch.nn.functional.interpolate(cut[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+    assert cropped.shape == (2, height, width)
+    assert torch.equal(cropped, expected)
+
+
+@given(st.integers(1, 2000), st.data())
+def test_scaled_boxes_round_as_the_papers_formulas(padded: int, data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 2000))
+    height, width = (data.draw(st.integers(1, padded)) for _ in range(2))
+    top, left = data.draw(st.integers(0, padded - height)), data.draw(st.integers(0, padded - width))
+    box = Box(top=top, left=left, height=height, width=width, size=padded).scaled(size)
+    assert (box.top, box.left) == (int(top * size / padded), int(left * size / padded))
+    assert box.height == max(1, min(int(height * size / padded + 0.5), size - box.top))
+    assert box.width == max(1, min(int(width * size / padded + 0.5), size - box.left))
 
 
 @given(sides, sides, st.sampled_from([32, 64, 100]))
