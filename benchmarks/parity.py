@@ -9,6 +9,7 @@ Captured attention and hidden states against `attn_implementation="eager", outpu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import tempfile
@@ -98,12 +99,21 @@ def kept_output(module: torch.nn.Module) -> Iterator[list[Any]]:
         handle.remove()
 
 
+def weights_digest(model: torch.nn.Module) -> str:
+    """sha256 of every parameter and buffer, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
+        digest.update(name.encode() + value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 Batch = tuple[dict[str, Any], list[WordRows]]
 
 
 @torch.no_grad()
 def compare(folder: str | Path, capture: AttentionCapture, batches: Iterable[Batch]) -> dict[str, Any]:
-    """Largest absolute differences to eager attention, and whether the logits are the baseline's, bit for bit.
+    """Largest absolute differences to eager attention; whether the logits are the baseline's, bit for bit; and whether
+    no weight changed or carries a gradient.
 
     The baseline is what plain `from_pretrained` picks: sdpa, or eager for models that sdpa can not run (soft-capped
     scores). `folder`: the checkpoint that `capture` wraps, loaded here a second and a third time in float32.
@@ -113,7 +123,7 @@ def compare(folder: str | Path, capture: AttentionCapture, batches: Iterable[Bat
     # frozen as the captured one: torch folds products with weights that require grad, which rounds in another way
     plain = repaired(auto.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False))
     attention = hidden = 0.0
-    equal = True
+    equal, before = True, weights_digest(capture.model)
     for inputs, rows in batches:
         with kept_output(capture.decoder) as outputs:
             captured = capture.run(inputs, rows)
@@ -138,12 +148,13 @@ def compare(folder: str | Path, capture: AttentionCapture, batches: Iterable[Bat
         # the states of the very pass that captured, and the logits of one after it
         equal = equal and torch.equal(outputs[0].last_hidden_state, expected[0].last_hidden_state)
         equal = equal and torch.equal(capture.model(**inputs).logits, logits)
-    return {"attention": attention, "hidden": hidden, "logits": equal}
+    frozen = before == weights_digest(capture.model) and not any(p.requires_grad for p in capture.model.parameters())
+    return {"attention": attention, "hidden": hidden, "logits": equal, "frozen": frozen}
 
 
 def compare_family(name: str) -> dict[str, Any]:
     """The parity of one LMM family: tiny, of random weights, mean and max, unpadded and padded on either side."""
-    worst: dict[str, Any] = {"attention": 0.0, "hidden": 0.0, "logits": True}
+    worst: dict[str, Any] = {"attention": 0.0, "hidden": 0.0, "logits": True, "frozen": True}
     with tempfile.TemporaryDirectory() as temporary:
         folder = save_family(name, Path(temporary))
         auto: Any = AutoModelForImageTextToText
@@ -155,6 +166,7 @@ def compare_family(name: str) -> dict[str, Any]:
                 "attention": max(worst["attention"], found["attention"]),
                 "hidden": max(worst["hidden"], found["hidden"]),
                 "logits": worst["logits"] and found["logits"],
+                "frozen": worst["frozen"] and found["frozen"],
             }
         together = capture.run(*batches[-1]).attention
         singles = [family_inputs(folder, capture.model.config, "right", only=i) for i in range(len(batches[-1][1]))]
@@ -167,6 +179,7 @@ def compare_family(name: str) -> dict[str, Any]:
         "hidden_max_abs_diff": worst["hidden"],
         "batch_max_abs_diff": batch,
         "logits_bit_equal": worst["logits"],
+        "weights_unchanged": worst["frozen"],
         "baseline": capture.baseline,
     }
 
@@ -234,6 +247,7 @@ def main(config: Config) -> None:
         "hidden_max_abs_diff": max(single["hidden"], padded["hidden"]),
         "batch_max_abs_diff": (together - alone).abs().max().item(),
         "logits_bit_equal": single["logits"] and padded["logits"],
+        "weights_unchanged": single["frozen"] and padded["frozen"],
         "cached_equals_live": cached["equal"],
         "cached_attention_max_abs_diff": cached["attention"],
         "cached_hidden_max_abs_diff": cached["hidden"],
@@ -245,12 +259,13 @@ def main(config: Config) -> None:
         print(f"{name:>32}  {value}")
     if config.families:
         result["families"] = {}
-        print(f"\n{'family':<20}{'attention':>10}{'hidden':>10}{'batch':>10}  logits bit-equal to")
+        print(f"\n{'family':<21}{'attention':>10}{'hidden':>10}{'batch':>10}  weights    logits bit-equal to")
         for name in FAMILIES:
             found = result["families"][name] = compare_family(name)
             differences = (found[f"{part}_max_abs_diff"] for part in ("attention", "hidden", "batch"))
             equal = found["baseline"] if found["logits_bit_equal"] else "NOT EQUAL"
-            print(f"{name:<20}" + "".join(f"{d:>10.1e}" for d in differences) + f"  {equal}", flush=True)
+            frozen = "unchanged" if found["weights_unchanged"] else "CHANGED  "
+            print(f"{name:<21}" + "".join(f"{d:>10.1e}" for d in differences) + f"  {frozen}  {equal}", flush=True)
     print(json.dumps(result))
 
 

@@ -54,8 +54,8 @@ class Extract:
     """Samples per forward pass, part of the plan; auto: measured before planning, with the longest sample."""
     dtype: str | None = None
     """float32, bfloat16 or float16 for the LMM; default: the preset's."""
-    attention: str = "auto"
-    """What the LMM itself runs: auto (sdpa where it can), sdpa, eager, or a flash attention (flash_attention_2, …)."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    """What the LMM itself runs; auto: sdpa, or eager where sdpa can not run it."""
     trust_remote_code: bool = False
     """Run Python code that comes with the LMM's checkpoint. Read it first."""
     device: str = "auto"

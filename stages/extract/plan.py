@@ -154,8 +154,7 @@ def make_plan(
         problem(s) or missing.get(s.image_path) or _untokenised(s, t) or refused.get((s.width, s.height))
         for s, t in zip(samples, tokens, strict=True)
     ]
-    height, width = lmm.grid
-    per_unit = _per_unit(2 * lmm.channels * height * width)
+    per_unit = _per_unit(lmm.object_bytes)
     chunks = {
         "token_chunk": max(1, CHUNK_BYTES // (2 * lmm.layers * lmm.width)),
         "answer_chunk": max(1, CHUNK_BYTES // (2 * lmm.width)),

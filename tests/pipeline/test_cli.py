@@ -16,8 +16,9 @@ from tests.helpers import cli, tree
 
 OPTIONS = {
     "extract": ["--lmm", "--dataset", "--data-root", "--cache", "--images", "--splits", "--limit", "--sentences",
-                "--context", "--merge", "--batch-size", "--dtype", "--device", "--sam", "--sam-checkpoint", "--workers",
-                "--local", "--ray-address", "--dry-run", "--overwrite"],
+                "--store-grid", "--views", "--context", "--merge", "--batch-size", "--dtype", "--attention", "--device",
+                "--trust-remote-code", "--sam", "--sam-checkpoint", "--workers", "--gpus-per-worker", "--local",
+                "--ray-address", "--dry-run", "--overwrite"],
     "train-head": ["--cache", "--out", "--head", "--preset", "--refiner", "--prompt-mask", "--prompt-box",
                    "--prompt-text", "--epochs", "--lr", "--batch-size", "--seed", "--device", "--memory-gb",
                    "--sam-checkpoint"],
@@ -121,6 +122,9 @@ def test_lmms_lists_grid_channels_and_bytes(capsys: pytest.CaptureFixture[str]) 
     cli("lmms")
     text = capsys.readouterr().out
     assert "24x24" in text and "32x32=1024" in text and "1,179,648" in text
+    listed = {row["name"]: row for row in json.loads(text.splitlines()[-1])["lmms"]}
+    assert listed["llava"]["bytes_per_object"] == 2 * 1024 * 24 * 24 and listed["llava"]["views"] == "1"
+    assert listed["internvl3"]["views"] == "1 or 2"
 
 
 def test_manifest_and_cache_commands(

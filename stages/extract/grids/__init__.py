@@ -99,6 +99,15 @@ GRIDS: Final[dict[str, Grid]] = {
     ),
     "molmo2": Grid(views=crops.views, fine={}, cells=crops.cells),
 }
+_CROSS: Final = "reads the image by cross-attention: its words do not attend to image tokens"
+_QUERIES: Final = "sees the image through learned queries, which have no place in it"
+REFUSED: Final[dict[str, str]] = {
+    "mllama": _CROSS,
+    "idefics": _CROSS,
+    "blip-2": _QUERIES,
+    "instructblip": _QUERIES,
+    "kosmos-2": _QUERIES,
+}
 PIXTRAL: Final = Grid(views=dynamic.from_pixels)  # a LLaVA whose vision tower takes images of any shape
 
 
@@ -107,8 +116,10 @@ def _side(config: Any) -> int:
 
 
 def grid_of(config: Any) -> Grid:
-    """The grid of a model's family; ModelError for an unknown one, which says what it would need."""
+    """The grid of a model's family; ModelError for one without priors, and for an unknown one: what it needs."""
     family = config.model_type
+    if family in REFUSED:
+        raise ModelError(f"the family {family!r} {REFUSED[family]}; there is no attention prior to extract")
     if family not in GRIDS:
         raise ModelError(
             f"LMMs of the family {family!r} are not known: a function in stages/extract/grids/ would have to say "

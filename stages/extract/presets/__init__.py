@@ -80,6 +80,11 @@ class LMMPreset:
         """C, attention maps per object: views * attention layers * heads."""
         return self.views * self.attention_layers * self.heads
 
+    @property
+    def object_bytes(self) -> int:
+        """Bytes of one object's stored attention."""
+        return 2 * self.channels * self.grid[0] * self.grid[1]
+
     def with_views(self, views: int) -> LMMPreset:
         """The same LMM seen in one view or in two; the fine one follows the image, its maps are stored as 64 x 64.
 

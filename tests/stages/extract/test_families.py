@@ -18,7 +18,7 @@ def test_capture_is_exact(name: str) -> None:
     assert found["attention_max_abs_diff"] <= 1e-5
     assert found["hidden_max_abs_diff"] <= 1e-5
     assert found["batch_max_abs_diff"] <= 1e-5
-    assert found["logits_bit_equal"]
+    assert found["logits_bit_equal"] and found["weights_unchanged"]
 
 
 def test_a_model_that_reads_images_by_cross_attention_is_refused() -> None:

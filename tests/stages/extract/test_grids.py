@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, Gemma4Config, MllamaConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPConfig, Gemma4Config, MllamaConfig
 
 from benchmarks.families import FAMILIES, save_family
 from manifests.errors import ModelError
@@ -95,8 +95,10 @@ def test_a_changed_block_of_pixels_moves_its_cell_most(family: tuple[Any, Any], 
 
 
 def test_unknown_families_and_odd_grids_are_refused() -> None:
-    with pytest.raises(ModelError, match="family 'mllama' are not known"):
+    with pytest.raises(ModelError, match="family 'mllama' reads the image by cross-attention"):
         grid_of(MllamaConfig())
+    with pytest.raises(ModelError, match="family 'clip' are not known: a function in stages/extract/grids/ would have"):
+        grid_of(CLIPConfig())
     with pytest.raises(ModelError, match="'gemma4' has no vision tower"):
         grid_of(Gemma4Config())
     with pytest.raises(ModelError, match="7 image columns for a grid of 2 x 2"):
