@@ -24,6 +24,7 @@ import torch
 import tyro
 from PIL import Image
 from transformers import AutoModelForImageTextToText
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.families import FAMILIES, save_family
 from benchmarks.family_inputs import family_inputs
@@ -232,6 +233,7 @@ def cached_against_live(lmm: FrozenLMM) -> dict[str, Any]:
 
 
 def main(config: Config) -> None:
+    disable_progress_bar()  # of loading weights, a hundred times
     count = 8 if config.quick else config.samples
     lmm = FrozenLMM(resolve_lmm("tiny"))
     samples = inputs_of(lmm, count)

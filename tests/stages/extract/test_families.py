@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText, MllamaConfig
 
-from benchmarks.families import FAMILIES
+from benchmarks.families import FAMILIES, save_family
+from benchmarks.family_inputs import family_inputs
 from benchmarks.parity import compare_family
 from manifests.errors import ModelError
 from stages.extract.capture import AttentionCapture
@@ -19,6 +24,28 @@ def test_capture_is_exact(name: str) -> None:
     assert found["hidden_max_abs_diff"] <= 1e-5
     assert found["batch_max_abs_diff"] <= 1e-5
     assert found["logits_bit_equal"] and found["weights_unchanged"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llava", "gemma3", "paligemma2", "qwen3-vl", "lfm2-vl"])
+def test_half_precision_rounds_and_nothing_else(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """The first layer that attends has the same queries and keys as in eager attention, whose weights are rounded."""
+    folder = save_family(name, tmp_path)
+    auto: Any = AutoModelForImageTextToText
+    capture = AttentionCapture(auto.from_pretrained(folder, dtype=dtype))
+    inputs, rows = family_inputs(folder, capture.model.config, "right")
+    inputs = {key: x.to(dtype) if x.is_floating_point() else x for key, x in inputs.items()}
+    captured = capture.run(inputs, rows)
+    eager = auto.from_pretrained(folder, dtype=dtype, attn_implementation={"text_config": "eager"}).eval()
+    truth = next(layer for layer in eager.model(**inputs, output_attentions=True).attentions if layer is not None)
+    assert captured.attention.dtype == torch.float32 and captured.hidden.dtype == dtype
+    found = 0
+    for b, sample in enumerate(rows):
+        for positions in sample.objects:
+            words = truth[b][:, positions][:, :, sample.columns].float().mean(1)
+            difference = (captured.attention[found, 0, :, : len(sample.columns)] - words).abs()
+            assert (difference <= 2 * torch.finfo(dtype).eps * words + 1e-6).all()
+            found += 1
 
 
 def test_a_model_that_reads_images_by_cross_attention_is_refused() -> None:
