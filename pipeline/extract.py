@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -93,6 +94,11 @@ def run(args: Extract) -> None:
     gpus = torch.cuda.device_count() if extraction.device == "cuda" else int(extraction.device.startswith("cuda:"))
     cores = os.cpu_count() or 1
     workers = 1 if args.local else args.workers or (gpus // extraction.gpus if gpus else min(cores, 8))
+    if gpus and not args.ray_address and workers * extraction.gpus > gpus:
+        raise PipelineError(
+            f"--workers {workers} with {extraction.gpus} GPU(s) each: there are {gpus}, for "
+            f"{gpus // extraction.gpus} worker(s)"
+        )
     threads = max(1, cores // workers)
     if args.batch_size == "auto":
         known = None if args.overwrite else extraction.planned_batch_size()
@@ -137,16 +143,20 @@ def run(args: Extract) -> None:
 
 def _measured_batch_size(extraction: Any, args: Extract, threads: int, longest: Any) -> int:
     """Run the longest sample in larger and larger batches, where the extraction will run."""
+    import torch
+
     from pipeline.runtime import run_units
-    from stages.extract.batch_size import BatchSizeProbe
+    from stages.extract.batch_size import BatchSizeProbe, Longest
 
     print("measuring the batch size", flush=True)
     config = extraction.worker(threads)
     gpus = extraction.gpus if extraction.device == "cuda" else 0
-    (report,) = run_units(
-        lambda: BatchSizeProbe(config), [longest], workers=1, local=args.local, gpus=gpus, threads=threads,
-        address=args.ray_address,
-    )  # fmt: skip
+    units = [Longest(sample=longest)]
+    options: dict[str, Any] = {"local": args.local, "gpus": gpus, "threads": threads, "address": args.ray_address}
+    (report,) = run_units(lambda: BatchSizeProbe(config), units, workers=1, **options)
+    gc.collect()  # a model that is spread over GPUs is freed by this only
+    if extraction.gpus and args.local:
+        torch.cuda.empty_cache()
     for trial in report["trials"]:
         print(f"{trial['size']:>10.0f}  {trial['samples_per_s']:.3g} samples/s, {trial['peak_gib']:.2f} GiB at most")
     return report["batch_size"]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,13 +85,18 @@ def _run_here(worker: Worker, units: Sequence[Any], in_flight: int) -> Iterator[
     if in_flight == 1:
         yield from (worker.run(unit) for unit in units)
         return
+    left, error = iter(units), None
     with ThreadPoolExecutor(in_flight, thread_name_prefix="unit") as threads:
-        futures = [threads.submit(worker.run, unit) for unit in units]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+        running = {threads.submit(worker.run, unit) for unit in islice(left, in_flight)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                if error := error or future.exception():
+                    continue  # nothing new is begun; what is in flight is committed and reported
+                running |= {threads.submit(worker.run, unit) for unit in islice(left, 1)}
+            yield from (future.result() for future in done if future.exception() is None)
+    if error:
+        raise error
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,8 @@ kept, no eager attention, no `output_attentions`. Where SDPA can not run the mod
 sinks), a layer runs the model's own eager code and the rows are cut from that, one layer at a time.
 
 Shapes: B samples, L padded input length, R rows (object tokens) per sample padded to the batch's most, K objects of the
-batch, N heads, P image columns padded to the batch's most, d width.
+batch, W tokens of an object padded to the batch's most, T object tokens, N heads, P image columns padded to the batch's
+most, d width.
 """
 
 from __future__ import annotations
@@ -59,26 +60,31 @@ class _Index:
     """[T], like `slot` and `position`: where the object tokens are, rows[sample, slot] = position."""
     slot: Tensor
     position: Tensor
-    owner: Tensor
-    """[T]: the object of every token."""
-    words: Tensor
-    """[K]: tokens of every object."""
+    token: Tensor
+    """[K, W]: the tokens of every object, numbers in [0, T), and `is_token` bool [K, W], where there are that many."""
+    is_token: Tensor
+    answer_sample: Tensor
+    """[answer tokens], like `answer_position`: where every answer token is."""
+    answer_position: Tensor
 
 
 class RowsPass:
     """What one forward pass is asked for, and the maps that its layers fill in, each on its layer's device."""
 
     def __init__(self, samples: Sequence[WordRows], merge: Merge):
-        rows = [[p for positions in s.objects for p in positions] for s in samples]
-        sizes = torch.tensor([len(positions) for s in samples for positions in s.objects])
-        self.merge, self.objects = merge, len(sizes)
-        padded, valid = _padded(rows)
+        rows, is_row = _padded([[p for positions in s.objects for p in positions] for s in samples])
         columns, is_column = _padded([list(s.columns) for s in samples])
-        sample, slot = valid.nonzero(as_tuple=True)
+        sample, slot = is_row.nonzero(as_tuple=True)
+        sizes = [len(positions) for s in samples for positions in s.objects]
+        firsts = [sum(sizes[:k]) for k in range(len(sizes))]
+        token, is_token = _padded([list(range(first, first + n)) for first, n in zip(firsts, sizes, strict=True)])
+        answer, is_answer = _padded([list(s.answer) for s in samples])
+        answer_sample, answer_slot = is_answer.nonzero(as_tuple=True)
+        self.merge = merge
         self._host = {
-            "rows": padded, "columns": columns, "is_column": is_column, "sample": sample, "slot": slot,
-            "position": padded[sample, slot], "owner": torch.arange(self.objects).repeat_interleave(sizes),
-            "words": sizes,
+            "rows": rows, "columns": columns, "is_column": is_column, "sample": sample, "slot": slot,
+            "position": rows[sample, slot], "token": token, "is_token": is_token, "answer_sample": answer_sample,
+            "answer_position": answer[answer_sample, answer_slot],
         }  # fmt: skip
         self._on: dict[torch.device, _Index] = {}
         self.maps: dict[int, Tensor] = {}
@@ -87,7 +93,8 @@ class RowsPass:
     def on(self, device: torch.device) -> _Index:
         """The indices on a layer's device: models larger than one GPU have several."""
         if device not in self._on:
-            self._on[device] = _Index(**{name: value.to(device) for name, value in self._host.items()})
+            host = {name: x.pin_memory() if device.type == "cuda" else x for name, x in self._host.items()}
+            self._on[device] = _Index(**{name: x.to(device, non_blocking=True) for name, x in host.items()})
         return self._on[device]
 
     def select(self, states: Tensor) -> Tensor:
@@ -95,17 +102,24 @@ class RowsPass:
         index = self.on(states.device)
         return states[index.sample, index.position]
 
+    def answer(self, states: Tensor) -> Tensor:
+        """[B, L, d] -> [answer tokens, d], sample by sample."""
+        index = self.on(states.device)
+        return states[index.answer_sample, index.answer_position]
+
     def put(self, layer: int, weights: Tensor) -> None:
-        """Merge the rows [B, N, R, P] of a layer over the words of each object."""
+        """Merge the rows [B, N, R, P] of a layer over the words of each object.
+
+        Word by word in order, not scattered: a GPU would add in any order, and the last bit would change from run to
+        run.
+        """
         index = self.on(weights.device)
         tokens = (weights * index.is_column[:, None, None])[index.sample, :, index.slot].float()
-        owner = index.owner[:, None, None].expand_as(tokens)
-        out = torch.zeros(self.objects, *tokens.shape[1:], device=tokens.device)
+        words = tokens[index.token].masked_fill_(~index.is_token[..., None, None], 0.0)  # [K, W, N, P]
         if self.merge == "mean":
-            out.scatter_add_(0, owner, tokens).div_(index.words[:, None, None])
+            self.maps[layer] = words.sum(1) / index.is_token.sum(1)[:, None, None]
         else:
-            out.scatter_reduce_(0, owner, tokens, "amax")  # softmax weights are >= 0, the initial value
-        self.maps[layer] = out
+            self.maps[layer] = words.amax(1)  # softmax weights are >= 0
 
 
 def _padded(lists: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -109,6 +109,7 @@ class AttentionCapture:
     def run(self, inputs: dict[str, Tensor], samples: Sequence[WordRows]) -> Captured:
         """One forward pass without logits. `inputs` as the model takes them, one `WordRows` per sample of the batch."""
         run = RowsPass(samples, self.merge)
+        run.on(next(iter(inputs.values())).device)  # before the device has anything to do
         states: list[Tensor | None] = [None] * (len(self.layers) - 1)
 
         def keep(layer: int):
@@ -136,6 +137,5 @@ class AttentionCapture:
             )
         last = outputs[0].last_hidden_state
         hidden = torch.stack([*(s.to(last.device) for s in states if s is not None), run.select(last)], 1)
-        answer = torch.cat([last[b, list(s.answer)] for b, s in enumerate(samples)])
         attention = torch.stack([run.maps[i].to(last.device) for i in range(len(self.attentions))], 1)
-        return Captured(attention=attention, hidden=hidden, answer_hidden=answer)
+        return Captured(attention=attention, hidden=hidden, answer_hidden=run.answer(last))

@@ -24,11 +24,24 @@ def unloadable(folder: str, part: str, error: Exception, trusted: bool) -> Model
 
 
 def has_code(folder: str) -> bool:
-    """Whether the configuration of a checkpoint names Python code of its own (`auto_map`)."""
-    try:
-        return "auto_map" in json.loads((Path(folder) / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
+    """Whether a checkpoint names Python code of its own (`auto_map` in one of its configuration files).
+
+    Raises ModelError where that code is of another repository: it would be fetched, and what ran would not be known.
+    """
+    named: list[str] = []
+    for name in ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        try:
+            found = json.loads((Path(folder) / name).read_text()).get("auto_map") or {}
+        except (OSError, ValueError):
+            continue
+        values = found.values() if isinstance(found, dict) else [found]
+        named += [str(part) for value in values for part in (value if isinstance(value, list) else [value]) if part]
+    if foreign := [name for name in named if "--" in name]:
+        raise ModelError(
+            f"{folder} wants to run Python code of another repository ({foreign[0]}): copy that code into the folder "
+            "and name it without the repository"
+        )
+    return bool(named)
 
 
 def first_line(error: BaseException) -> str:
@@ -42,10 +55,15 @@ def local_folder(source: str, *, weights: bool = False, download: bool = True, c
     source: a folder or a Hugging Face id.  weights, code: also its weights, its Python code.
     Raises ModelError in one line where neither the files nor the network are there.
     """
-    if Path(source).is_dir():
-        if weights and not list(Path(source).glob("*.safetensors")):
-            raise ModelError(f"{source} holds no *.safetensors weights")
-        return source
+    folder = source if Path(source).is_dir() else _downloaded(source, weights, download, code)
+    if weights and not list(Path(folder).glob("*.safetensors")):
+        raise ModelError(f"{source} holds no *.safetensors weights")
+    if code:
+        has_code(folder)  # refuses code of other repositories
+    return folder
+
+
+def _downloaded(source: str, weights: bool, download: bool, code: bool) -> str:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.model", "*.txt", "*.jinja"] + ["*.safetensors"] * weights + ["*.py"] * code
@@ -65,12 +83,11 @@ def weights_identity(folder: str, *, code: bool = False) -> dict[str, str]:
     Files of the Hugging Face cache are links to blobs that are named by their sha256, which saves reading them.
     """
     identity = {}
-    for path in sorted(Path(folder).iterdir()):
-        counted = (".safetensors", ".json", ".model", ".jinja", *[".py"] * code)
-        if path.suffix not in counted or path.name == "training.json":
-            continue
+    paths = [p for p in Path(folder).iterdir() if p.suffix in (".safetensors", ".json", ".model", ".jinja")]
+    paths += Path(folder).rglob("*.py") if code else ()
+    for path in sorted(p for p in paths if p.name != "training.json"):
         blob = path.resolve().name
-        identity[path.name] = blob if re.fullmatch("[0-9a-f]{64}", blob) else file_sha256(path)
+        identity[str(path.relative_to(folder))] = blob if re.fullmatch("[0-9a-f]{64}", blob) else file_sha256(path)
     return identity
 
 

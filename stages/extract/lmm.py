@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import get_max_memory
 from PIL import Image
 from torch import Tensor
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from manifests.errors import ModelError
 from stages.extract.attention import Merge, WordRows
@@ -21,8 +23,9 @@ from stages.extract.processor import LMMInput, LMMProcessor
 class FrozenLMM:
     """A frozen Hugging Face LMM, its processor and its attention capture.
 
-    device: where the inputs go, and the model unless device_map says otherwise.  dtype: of the weights; default: the
-    preset's.  device_map: as accelerate takes it, for models larger than one GPU: "auto" spreads the layers evenly.
+    device: where the inputs go, and the model with one GPU or none.  dtype: of the weights; default: the preset's.
+    gpus: more than one spreads the layers evenly over the first so many.  device_map: or as accelerate takes it.
+    Loading sets torch's default dtype for all threads: nothing else may compute meanwhile.
     Raises ModelError, in one line with the cure, for a checkpoint that can not be loaded or is another than the preset.
     """
 
@@ -32,11 +35,19 @@ class FrozenLMM:
         device: str = "cpu",
         dtype: str | None = None,
         merge: Merge = "mean",
-        device_map: str | dict[str, str | int] | None = None,
+        *,
+        gpus: int = 1,
+        device_map: dict[str, str | int] | None = None,
         processor: LMMProcessor | None = None,
     ):
         self.preset, self.device = preset, torch.device(device)
-        self.model = self._load(getattr(torch, dtype or preset.dtype), device_map)
+        options: dict[str, Any] = {"dtype": getattr(torch, dtype or preset.dtype), "device_map": device_map}
+        if gpus > 1:
+            room = {number: free for number, free in get_max_memory().items() if number in range(gpus)}
+            options |= {"device_map": "auto", "max_memory": room}
+        self.model = self._load(options)
+        if gpus > 1 and not set(self.model.hf_device_map.values()) <= set(range(gpus)):
+            raise ModelError(f"{preset.source} does not fit into {gpus} GPUs: give a larger --gpus-per-worker")
         self.processor = processor or LMMProcessor(preset)
         self.capture = AttentionCapture(self.model, merge)
         text = self.capture.config
@@ -48,30 +59,47 @@ class FrozenLMM:
         if wrong:
             raise ModelError(f"{preset.source} has {'; '.join(wrong)}")
 
-    def _load(self, dtype: torch.dtype, device_map: str | dict[str, str | int] | None) -> Any:
+    def _load(self, options: dict[str, Any]) -> Any:
         from transformers import AutoModelForImageTextToText
 
         auto: Any = AutoModelForImageTextToText
         trusted, attention = self.preset.trust_remote_code, self.preset.attention
+        self._require_attention(attention, options["dtype"])
         folder = local_folder(self.preset.source, weights=True, code=trusted)
-        # auto: no attn_implementation, transformers picks sdpa wherever it can run the model
-        chosen = {} if attention == "auto" else {"attn_implementation": attention}
+        # auto, None: transformers picks sdpa wherever it can run the model, whatever the checkpoint's config asks for
+        options |= {"attn_implementation": None if attention == "auto" else attention}
         try:
-            model = auto.from_pretrained(
-                folder, dtype=dtype, device_map=device_map, trust_remote_code=trusted, use_safetensors=True, **chosen
-            )
-            return model if device_map else model.to(self.device)
+            model = auto.from_pretrained(folder, trust_remote_code=trusted, use_safetensors=True, **options)
+            return model if options["device_map"] else model.to(self.device)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ModelError(
                 f"{folder} does not fit into the memory of {self.device} ({first_line(error)}): "
                 "give --dtype bfloat16, --gpus-per-worker 2 or more, or a --device with more"
             ) from error
         except Exception as error:  # what damaged files make safetensors and transformers raise has no common base
-            if chosen and isinstance(error, (ImportError, ValueError)):
+            if attention != "auto" and isinstance(error, (ImportError, ValueError)):
                 raise ModelError(
                     f"--attention {attention} can not run here ({first_line(error)}): leave it out, or give sdpa"
                 ) from error
             raise unloadable(folder, "weights", error, trusted) from error
+
+    @staticmethod
+    def _require_attention(attention: str, dtype: torch.dtype) -> None:
+        """Flash attention only as it is installed: transformers would fetch a kernel from the hub in its place."""
+        installed = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+        if attention not in installed:
+            return
+        if not installed[attention]():
+            raise ModelError(f"--attention {attention}: it is not installed, or there is no GPU: leave it out")
+        if dtype == torch.float32:
+            raise ModelError(f"--attention {attention} takes no float32: give --dtype bfloat16 or float16")
+
+    def synchronise(self) -> None:
+        """Wait for every GPU that holds a part of the model."""
+        placed = getattr(self.model, "hf_device_map", {"": self.device})
+        for device in {torch.device(d) if not isinstance(d, int) else torch.device("cuda", d) for d in placed.values()}:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """uint8 [height, width, 3]: the image as `LMMInput` takes it."""

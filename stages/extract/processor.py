@@ -164,7 +164,7 @@ class LMMProcessor:
         """What the model takes beside its ids, for a batch of prepared images (pixel_values, image_grid_thw, …)."""
         if square := self.preset.square:
             values = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
-            mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (square.mean, square.std))
+            mean, std = (torch.tensor(x, dtype=torch.float32).view(1, 3, 1, 1) for x in (square.mean, square.std))
             return {"pixel_values": (values - mean) / std}
         inputs = self._processed("", [Image.fromarray(image) for image in images])
         return {name: value for name, value in inputs.items() if name not in TEXT}

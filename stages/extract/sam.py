@@ -240,8 +240,8 @@ def preprocess_sam(image: Image.Image, size: int) -> tuple[Tensor, Box]:
 
 def normalise_sam(pixels: Sequence[Tensor], size: int, device: str | torch.device = "cpu") -> Tensor:
     """Images uint8 [height, width, 3] of `pad_bottom_right` -> float32 [B, 3, size, size] on `device`, see above."""
-    mean, std = (torch.tensor(x, device=device) for x in (PIXEL_MEAN, PIXEL_STD))
-    batch = torch.zeros(len(pixels), 3, size, size, device=device)
+    mean, std = (torch.tensor(x, dtype=torch.float32, device=device) for x in (PIXEL_MEAN, PIXEL_STD))
+    batch = torch.zeros(len(pixels), 3, size, size, dtype=torch.float32, device=device)
     for square, image in zip(batch, pixels, strict=True):
         normalised = (image.to(device, non_blocking=True).float() - mean) / std
         square[:, : image.shape[0], : image.shape[1]] = normalised.permute(2, 0, 1)

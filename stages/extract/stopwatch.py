@@ -11,9 +11,13 @@ import torch
 
 
 class Stopwatch:
-    """Adds up seconds by the name of a part. On a GPU the parts of `device` are measured by events in its stream."""
+    """Adds up seconds by the name of a part.
 
-    def __init__(self, device: str):
+    device: a GPU measures the parts of `device` by events in its stream, from the start of the first to the end of the
+    last thing that is launched; None and the CPU by the host's clock.
+    """
+
+    def __init__(self, device: str | None):
         self._gpu = device if device != "cpu" else None
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []

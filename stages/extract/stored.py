@@ -37,13 +37,15 @@ def stored_box(view: View, grid: Grid) -> tuple[int, int, int, int, int]:
 def on_grid(maps: Tensor, view: View, grid: Grid, shown: Grid) -> Tensor:
     """Maps [..., h * w] of a view -> float32 [..., *grid]: bilinear (align_corners False), zeros beside the image.
 
+    A view with more cells than the grid is averaged while it shrinks (antialias): no cell's attention is lost.
     shown: the part of the grid that the image covers (`shown_cells` of its finest view).
     """
     maps = maps.unflatten(-1, (view.height, view.width)).float()
     if maps.shape[-2:] == grid:
         return maps
     flat = maps.flatten(0, -3)[:, None]
-    resized = F.interpolate(flat, size=shown, mode="bilinear", align_corners=False)[:, 0]
+    shrinks = view.height > shown[0] or view.width > shown[1]
+    resized = F.interpolate(flat, size=shown, mode="bilinear", align_corners=False, antialias=shrinks)[:, 0]
     return F.pad(resized, (0, grid[1] - shown[1], 0, grid[0] - shown[0])).unflatten(0, maps.shape[:-2])
 
 

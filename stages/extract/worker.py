@@ -7,7 +7,7 @@ time, so several threads that run units make a pipeline: the models do not wait 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,11 @@ class WorkerConfig:
     """GPUs of this worker; more than one: the LMM's layers are spread over them."""
     threads: int
     """CPU threads of torch."""
+
+
+def load_lmm(config: WorkerConfig, processor: LMMProcessor | None = None) -> FrozenLMM:
+    """The LMM as a worker has it."""
+    return FrozenLMM(config.lmm, config.device, config.dtype, config.merge, gpus=config.gpus, processor=processor)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -131,9 +136,7 @@ class ExtractionWorker:
 
     @cached_property
     def lmm(self) -> FrozenLMM:
-        c = self.config
-        device_map = "auto" if c.gpus > 1 else None
-        return FrozenLMM(c.lmm, c.device, c.dtype, c.merge, device_map, self.processor)
+        return load_lmm(self.config, self.processor)
 
     @cached_property
     def sam(self):
@@ -142,41 +145,53 @@ class ExtractionWorker:
 
     def run(self, unit: WorkUnit) -> dict[str, Any]:
         """Fill and commit one unit; says how many objects and bytes, which samples failed, and where the time went."""
+        if self.config.device.startswith("cuda:"):
+            torch.cuda.set_device(self.config.device)  # of this thread
         images = unit.kind == "images"
         read, compute, write = (
             (self._read_images, self._encode, self._write_images)
             if images
             else (self._read_samples, self._capture, self._write_samples)
         )
-        work = _Unit(number=unit.number, watch=Stopwatch(self.config.device))
-        with self._reading, work.watch("read"):
-            read(work)
+        work = _Unit(number=unit.number, watch=Stopwatch(self.config.device if self.config.gpus == 1 else None))
+        with self._reading:
+            self._load("sam" if images else "lmm")
+            with work.watch("read"):
+                read(work)
         with self._computing:
-            self._compute(unit, work, compute)
+            for batch in work.batches:
+                try:
+                    work.computed.append(compute(work, batch))
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    raise self._does_not_fit(unit, len(batch.rows), error) from error
+            self._wait(images)
         with self._writing, work.watch("write"):
             report = write(work)
         seconds = work.watch.seconds()
         return report | {"failures": work.failures, "kind": unit.kind, "unit": unit.number, "seconds": seconds}
 
-    def _compute(self, unit: WorkUnit, work: _Unit, compute: Callable[[_Unit, Any], dict[str, Tensor]]) -> None:
-        """Run the unit's batches; wait for the device once, at the end."""
-        for batch in work.batches:
-            try:
-                work.computed.append(compute(work, batch))
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                raise self._does_not_fit(unit, len(batch.rows), error) from error
-        if self.on_gpu:
-            for device in range(self.config.gpus) if self.config.gpus > 1 else (self.config.device,):
-                torch.cuda.synchronize(device)
+    def _load(self, model: str) -> None:
+        """Load a model while nothing is read or computed: transformers sets torch's default dtype for all threads."""
+        if model not in self.__dict__:
+            with self._computing:
+                getattr(self, model)
+
+    def _wait(self, images: bool) -> None:
+        """Until the device has computed the unit, and its results are in the host's memory."""
+        if self.on_gpu and images:
+            torch.cuda.synchronize(self.config.device)
+        elif self.on_gpu:
+            self.lmm.synchronise()
 
     def _does_not_fit(self, unit: WorkUnit, size: int, error: BaseException) -> PipelineError:
-        smaller = "a smaller --sam"
-        if unit.kind == "priors":
-            smaller = f"--batch-size {size // 2}" if size > 1 else "--gpus-per-worker 2 or more"
-        return PipelineError(
-            f"{unit} does not fit into the memory of {self.config.device} ({first_line(error)}): give {smaller} "
-            "(another plan: with --overwrite, or another --cache), or a --device with more"
-        )
+        if unit.kind == "images":
+            cure = "a smaller --sam, or a --device with more"
+        elif size == 1:
+            cure = "--gpus-per-worker 2 or more, --dtype bfloat16, or a --device with more"
+        else:
+            cure = f"--batch-size {size // 2} (another plan: with --overwrite, or another --cache)"
+        where = f"does not fit into the memory of {self.config.device} ({first_line(error)})"
+        return PipelineError(f"{unit} {where}: give {cure}")
 
     def _read_images(self, work: _Unit) -> None:
         size = sam_config(self.config.sam).image_size
@@ -196,10 +211,21 @@ class ExtractionWorker:
                 work.batches.append(batch)
 
     def _encode(self, work: _Unit, batch: _Images) -> dict[str, Tensor]:
-        pixels = normalise_sam(batch.pixels, sam_config(self.config.sam).image_size, self.config.device)
-        with work.watch.device("sam"):
-            embeddings = encode_images(self.sam, pixels)
-        return {"embedding": to_host(embeddings.half())}
+        return {"embedding": torch.cat(self._embeddings(work, batch.pixels))}
+
+    def _embeddings(self, work: _Unit, pixels: list[Tensor]) -> list[Tensor]:
+        """SAM's embeddings on the host; where they do not fit together, half of them at a time."""
+        try:
+            batch = normalise_sam(pixels, sam_config(self.config.sam).image_size, self.config.device)
+            with work.watch.device("sam"):
+                embeddings = encode_images(self.sam, batch)
+            return [to_host(embeddings.half())]
+        except torch.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+        torch.cuda.empty_cache()
+        half = len(pixels) // 2
+        return self._embeddings(work, pixels[:half]) + self._embeddings(work, pixels[half:])
 
     def _write_images(self, work: _Unit) -> dict[str, Any]:
         arrays = _empty_unit(self.images)

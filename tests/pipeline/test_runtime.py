@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
@@ -72,14 +75,19 @@ def test_a_worker_can_have_several_units_in_flight(local: bool) -> None:
     assert sorted(report["unit"] for report in reports) == list(range(6))
 
 
-def test_after_an_error_no_unit_is_begun_that_has_not_begun() -> None:
-    begun = []
+def test_after_an_error_nothing_is_begun_and_what_was_in_flight_is_reported() -> None:
+    both = threading.Barrier(2, timeout=60)
 
     class Worker:
         def run(self, unit: int) -> dict[str, int]:
-            begun.append(unit)
-            raise PipelineError(f"unit {unit}")
+            if unit < 2:
+                both.wait()
+            if unit == 0:
+                raise PipelineError("unit 0")
+            time.sleep(0.2)  # the other one ends later
+            return {"unit": unit}
 
-    with pytest.raises(PipelineError):
-        list(runtime.run_units(Worker, range(1000), local=True, in_flight=2, **OPTIONS))
-    assert len(begun) < 1000
+    reports = runtime.run_units(Worker, range(1000), local=True, in_flight=2, **OPTIONS)
+    assert next(reports) == {"unit": 1}
+    with pytest.raises(PipelineError, match="unit 0"):
+        next(reports)

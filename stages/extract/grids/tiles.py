@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from manifests.errors import ModelError
 from stages.extract.grids.view import Cells, Shown, View, square_view
 
 Size = tuple[int, int]  # (width, height), pixels
@@ -41,8 +42,10 @@ def with_thumbnail(shown: Shown) -> list[View]:
 
 def joined(columns: Sequence[int], tiles: Cells, cells: Cells) -> View:
     """One view of tiles [rows, columns] of cells [h, w] each: tile by tile in the input ids, row by row in the view."""
-    grid = np.asarray(columns).reshape(*tiles, *cells).swapaxes(1, 2)
     height, width = tiles[0] * cells[0], tiles[1] * cells[1]
+    if len(columns) != height * width:
+        raise ModelError(f"{len(columns)} columns for {tiles} tiles of {cells} cells, rows first")
+    grid = np.asarray(columns).reshape(*tiles, *cells).swapaxes(1, 2)
     return View(height=height, width=width, columns=grid.ravel().tolist())
 
 

@@ -11,7 +11,7 @@ import torch
 from cache.priors import Priors
 from cache.store import Store
 from manifests.errors import ModelError
-from stages.extract.batch_size import BatchSizeProbe
+from stages.extract.batch_size import BatchSizeProbe, Longest
 from stages.extract.presets import resolve_lmm
 from stages.extract.worker import WorkerConfig
 from tests.helpers import cli, tree
@@ -36,7 +36,7 @@ def probe_that(monkeypatch: pytest.MonkeyPatch, trial: Any) -> BatchSizeProbe:
 def test_the_smallest_size_is_taken_that_a_larger_one_does_not_beat(
     monkeypatch: pytest.MonkeyPatch, small_cache: Path
 ) -> None:
-    sample = Priors.open(small_cache).samples[0]
+    sample = Longest(sample=Priors.open(small_cache).samples[0])
     speeds = {1: 10.0, 2: 18.0, 4: 30.0, 8: 31.0}
     assert probe_that(monkeypatch, lambda size: (speeds[size], 1.0)).run(sample)["batch_size"] == 4
     ever_faster = probe_that(monkeypatch, lambda size: (float(size), 1.0)).run(sample)

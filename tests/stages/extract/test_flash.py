@@ -90,6 +90,7 @@ def test_rows_beside_flash_attention_equal_eager(side: str, window: int | None) 
     tolerance = 0.02 if GPU else 1e-5
     assert capture.baseline == FLASH
     assert (captured.attention - attention.float()).abs().max() <= tolerance
+    assert torch.equal(captured.attention == 0, attention == 0)  # a mask that is one key off would show here
     assert (captured.hidden - hidden).abs().max() <= tolerance * max(1, hidden.abs().max())
     assert attention.max() > 0.01
     with torch.no_grad():

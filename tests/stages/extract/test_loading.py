@@ -12,8 +12,10 @@ import torch
 from benchmarks.families import save_family
 from benchmarks.family_inputs import family_inputs
 from manifests.errors import ModelError
+from stages.extract.checkpoint import weights_identity
 from stages.extract.lmm import FrozenLMM
 from stages.extract.presets import resolve_lmm
+from stages.extract.processor import LMMProcessor
 
 GOES_AROUND = """
 import torch
@@ -66,7 +68,7 @@ def test_layers_on_several_devices_give_the_same_rows(tmp_path: Path) -> None:
 def test_layers_on_two_gpus_give_the_same_rows(tmp_path: Path) -> None:
     folder = save_family("llava", tmp_path / "lmm")
     preset = resolve_lmm(str(folder))
-    one, two = FrozenLMM(preset, "cuda:0"), FrozenLMM(preset, "cuda:0", device_map="auto")
+    one, two = FrozenLMM(preset, "cuda:0"), FrozenLMM(preset, "cuda:0", gpus=2)
     inputs, rows = family_inputs(folder, one.model.config, "right")
     inputs = {name: value.to("cuda:0") for name, value in inputs.items()}
     assert torch.equal(one.capture.run(inputs, rows).attention, two.capture.run(inputs, rows).attention.to("cuda:0"))
@@ -87,6 +89,38 @@ def test_a_checkpoint_that_needs_its_own_code_says_what_that_means(tmp_path: Pat
     with pytest.raises(ModelError, match="if you trust it give --trust-remote-code") as caught:
         resolve_lmm(str(folder))
     assert "\n" not in str(caught.value)
+
+
+def test_code_of_other_repositories_is_refused(tmp_path: Path) -> None:
+    auto_map = {"AutoModelForImageTextToText": "someone/else--modeling_own.OwnLlava"}
+    folder = with_code(tmp_path / "lmm", auto_map=auto_map)
+    with pytest.raises(ModelError, match=r"code of another repository \(someone/else--modeling_own\.OwnLlava\)"):
+        FrozenLMM(resolve_lmm(str(folder), trust_remote_code=True))
+
+
+def test_code_that_runs_is_part_of_what_the_lmm_is(tmp_path: Path) -> None:
+    folder = with_code(tmp_path / "lmm")
+    (folder / "parts").mkdir()
+    (folder / "parts" / "more.py").write_text("x = 1")
+    assert {"modeling_own.py", "parts/more.py"} <= weights_identity(str(folder), code=True).keys()
+    assert not [name for name in weights_identity(str(folder)) if name.endswith(".py")]
+
+
+def test_a_processor_that_needs_its_own_code_says_so(tmp_path: Path) -> None:
+    folder = save_family("qwen2-vl", tmp_path / "lmm")
+    (folder / "processor_config.json").write_text(
+        json.dumps({"processor_class": "OwnProcessor", "auto_map": {"AutoProcessor": "processing_own.OwnProcessor"}})
+    )
+    with pytest.raises(ModelError, match=r"processor in .* give --trust-remote-code"):
+        LMMProcessor(resolve_lmm(str(folder)))
+
+
+@pytest.mark.parametrize("asked", ["eager", "flash_attention_2"])
+def test_auto_does_not_follow_what_a_checkpoint_asks_for(tmp_path: Path, asked: str) -> None:
+    folder = save_family("llava", tmp_path / "lmm")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"attn_implementation": asked}))
+    assert FrozenLMM(resolve_lmm(str(folder))).capture.baseline == "sdpa"
 
 
 def test_the_attention_of_the_frozen_model_can_be_chosen(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from cache.store import Store
 from manifests.scenes.write import ScenesConfig, write_scenes
 from manifests.schema import Sample
 from pipeline.runtime import run_units
+from stages.extract import worker as worker_module
 from stages.extract.capture import AttentionCapture
 from stages.extract.images import open_image
 from stages.extract.lmm import FrozenLMM
@@ -226,6 +227,53 @@ def test_units_in_flight_give_the_same_bytes(
     monkeypatch.setattr("pipeline.runtime.run_units", together)
     cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
     assert tree(tmp_path / "cache") == tree(small_cache)
+
+
+def test_nothing_is_read_while_a_model_is_loaded(
+    tmp_path: Path, data_root: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers sets torch's default dtype while it loads, for all threads: pixels read then would be others."""
+    made = worker_module.load_lmm
+    pixels = LMMProcessor.pixels
+
+    def slow(*args: Any) -> FrozenLMM:
+        lmm = made(*args)
+        torch.set_default_dtype(torch.bfloat16)
+        time.sleep(1)
+        torch.set_default_dtype(torch.float32)
+        return lmm
+
+    def watched(self: LMMProcessor, images: Any) -> Any:
+        assert torch.get_default_dtype() == torch.float32
+        return pixels(self, images)
+
+    def together(*args: Any, **options: Any) -> Any:
+        return run_units(*args, **options | {"in_flight": 3})
+
+    monkeypatch.setattr(worker_module, "load_lmm", slow)
+    monkeypatch.setattr(LMMProcessor, "pixels", watched)
+    monkeypatch.setattr("pipeline.runtime.run_units", together)
+    cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
+    assert tree(tmp_path / "cache") == tree(small_cache)
+
+
+def test_images_that_do_not_fit_together_are_encoded_in_halves(
+    tmp_path: Path, data_root: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def three_at_most(sam: Any, batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError
+        return encode_images(sam, batch)
+
+    monkeypatch.setattr("stages.extract.worker.encode_images", three_at_most)
+    cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
+    assert max(sizes) == 8 and 2 in sizes
+    halves, whole = Priors.open(tmp_path / "cache"), Priors.open(small_cache)
+    for index in range(len(whole)):
+        np.testing.assert_allclose(halves.embedding(index), whole.embedding(index), rtol=2e-3, atol=2e-3)
 
 
 def test_values_that_are_not_finite_fail_their_sample_only(
