@@ -198,6 +198,7 @@ def _prepare(args: Extract) -> Any:
     """The dataset's samples and everything that identifies the run."""
     import torch
 
+    from stages.extract.lmm import require_attention
     from stages.extract.presets import STORED, resolve_lmm
     from stages.extract.stage import Extraction
 
@@ -217,8 +218,11 @@ def _prepare(args: Extract) -> Any:
     if args.device not in ("auto", *devices):
         raise PipelineError(f"--device {args.device}: torch has {', '.join(devices)} here; give one of them, or auto")
     device = devices[0] if args.device == "auto" else args.device
-    if args.gpus_per_worker > (len(gpus) if device == "cuda" else 1):
-        raise PipelineError(f"--gpus-per-worker {args.gpus_per_worker}: --device {device} has fewer")
+    most = len(gpus) if device == "cuda" else 1
+    if args.gpus_per_worker > most and not args.ray_address:
+        raise PipelineError(f"--gpus-per-worker {args.gpus_per_worker}: --device {device} has {most} at most")
+    if not (args.dry_run or args.ray_address):
+        require_attention(args.attention, dtype)
     root = data_root(args.dataset, args.data_root)
     samples = build_samples(args)
     return Extraction(

@@ -19,6 +19,7 @@ from benchmarks.families.llava import llava, llava_next, llava_onevision, mistra
 from benchmarks.families.parts import Made
 from benchmarks.families.square import deepseek_vl, deepseek_vl_hybrid, gemma3, janus, paligemma
 from benchmarks.families.tiled import aya_vision, cohere2_vision, idefics3, internvl, llama4, molmo2, smolvlm
+from stages.extract.capture import text_decoder
 
 FAMILIES: Final[dict[str, Callable[[], Made]]] = {
     "llava": llava,
@@ -63,9 +64,10 @@ def save_family(name: str, folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     auto: Any = AutoModelForImageTextToText
     model = auto.from_config(config, dtype=torch.float32)
-    for key, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():  # Gemma 3's projection begins at zero: no image would be seen
             torch.nn.init.normal_(parameter, std=0.1)
+    for key, parameter in text_decoder(model).named_parameters():
         if any(part in key for part in ("q_proj.w", "k_proj.w", "qkv_proj.w", "att_proj.w")):
             parameter.data.mul_(SHARPER)
     model.save_pretrained(folder)

@@ -20,6 +20,17 @@ from stages.extract.presets import STORED, LMMPreset
 from stages.extract.processor import LMMInput, LMMProcessor
 
 
+def require_attention(attention: str, dtype: str) -> None:
+    """Flash attention only as it is installed: transformers would fetch a kernel from the hub in its place."""
+    installed = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
+    if attention not in installed:
+        return
+    if not installed[attention]():
+        raise ModelError(f"--attention {attention}: it is not installed, or there is no GPU: leave it out")
+    if dtype == "float32":
+        raise ModelError(f"--attention {attention} takes no float32: give --dtype bfloat16 or float16")
+
+
 class FrozenLMM:
     """A frozen Hugging Face LMM, its processor and its attention capture.
 
@@ -64,7 +75,7 @@ class FrozenLMM:
 
         auto: Any = AutoModelForImageTextToText
         trusted, attention = self.preset.trust_remote_code, self.preset.attention
-        self._require_attention(attention, options["dtype"])
+        require_attention(attention, str(options["dtype"]).removeprefix("torch."))
         folder = local_folder(self.preset.source, weights=True, code=trusted)
         # auto, None: transformers picks sdpa wherever it can run the model, whatever the checkpoint's config asks for
         options |= {"attn_implementation": None if attention == "auto" else attention}
@@ -82,17 +93,6 @@ class FrozenLMM:
                     f"--attention {attention} can not run here ({first_line(error)}): leave it out, or give sdpa"
                 ) from error
             raise unloadable(folder, "weights", error, trusted) from error
-
-    @staticmethod
-    def _require_attention(attention: str, dtype: torch.dtype) -> None:
-        """Flash attention only as it is installed: transformers would fetch a kernel from the hub in its place."""
-        installed = {"flash_attention_2": is_flash_attn_2_available, "flash_attention_3": is_flash_attn_3_available}
-        if attention not in installed:
-            return
-        if not installed[attention]():
-            raise ModelError(f"--attention {attention}: it is not installed, or there is no GPU: leave it out")
-        if dtype == torch.float32:
-            raise ModelError(f"--attention {attention} takes no float32: give --dtype bfloat16 or float16")
 
     def synchronise(self) -> None:
         """Wait for every GPU that holds a part of the model."""

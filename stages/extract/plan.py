@@ -154,7 +154,10 @@ def make_plan(
         problem(s) or missing.get(s.image_path) or _untokenised(s, t) or refused.get((s.width, s.height))
         for s, t in zip(samples, tokens, strict=True)
     ]
-    per_unit = _per_unit(lmm.object_bytes)
+    # a sample lies in one unit, whatever its objects take
+    per_unit = max(
+        [_per_unit(lmm.object_bytes), *(len(s.objects) for s, e in zip(samples, errors, strict=True) if not e)]
+    )
     chunks = {
         "token_chunk": max(1, CHUNK_BYTES // (2 * lmm.layers * lmm.width)),
         "answer_chunk": max(1, CHUNK_BYTES // (2 * lmm.width)),

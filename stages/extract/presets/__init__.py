@@ -93,7 +93,7 @@ class LMMPreset:
         if views == 1:
             return self
         if GRIDS[self.family].fine is None:
-            raise ModelError(f"--views {views}: LMMs of the family {self.family} show an image in one view")
+            raise ModelError(f"--views {views}: the family {self.family} shows an image in one view: give --views 1")
         return replace(self, views=views, grid=STORED)
 
     def identity(self) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from manifests.build import build
 from manifests.masks import encode
 from manifests.schema import Object, Piece, Sample
 from stages.extract import plan as module
-from stages.extract.plan import Plan, WordCount, make_plan, plan_images
-from stages.extract.presets import resolve_lmm
+from stages.extract.plan import SHARD_BYTES, Plan, WordCount, make_plan, plan_images
+from stages.extract.presets import PRESETS, resolve_lmm
 from stages.extract.processor import LMMProcessor
 from stages.extract.sam import SAM_PRESETS
 
@@ -116,3 +116,15 @@ def test_the_estimate_without_a_tokenizer_is_of_the_right_size(samples: list[Sam
     exact = planned(samples, data_root)
     assert guess.objects == exact.objects
     assert 0.5 < guess.priors_bytes / exact.priors_bytes < 2
+
+
+def test_a_sample_with_more_objects_than_a_shard_was_made_for_is_planned(
+    samples: list[Sample], data_root: Path
+) -> None:
+    """LLaVA-NeXT in two views: 16.8 MB an object, three in 64 MiB; a narrative has more."""
+    lmm, sam = PRESETS["llava-next-mistral-7b"].with_views(2), SAM_PRESETS["vit_l"]
+    images = plan_images(samples, data_root, sam, hashed=False)
+    plan = make_plan(samples, WordCount(lmm), lmm, sam, images, batch_size=4)
+    most = max(len(sample.objects) for sample in samples)
+    assert most * lmm.object_bytes > SHARD_BYTES
+    assert not plan.failures and plan.arrays[0].slots_per_unit == most
