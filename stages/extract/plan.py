@@ -147,17 +147,9 @@ def make_plan(
     batch_size: samples of a forward pass, or what finds that out with the longest sample.
     """
     image_of, image_rows, missing = images
-    answers = [text.answer(s) for s in samples]
-    tokens = [a.tokens_of(len(s.objects)) for a, s in zip(answers, samples, strict=True)]
-    prompts, refused = _prompts(samples, text)
-    errors = [
-        problem(s) or missing.get(s.image_path) or _untokenised(s, t) or refused.get((s.width, s.height))
-        for s, t in zip(samples, tokens, strict=True)
-    ]
-    # a sample lies in one unit, whatever its objects take
-    per_unit = max(
-        [_per_unit(lmm.object_bytes), *(len(s.objects) for s, e in zip(samples, errors, strict=True) if not e)]
-    )
+    answers, tokens, prompts, errors = _texts(samples, text, missing)
+    largest = max((len(s.objects) for s, error in zip(samples, errors, strict=True) if not error), default=0)
+    per_unit = max(_per_unit(lmm.object_bytes), largest)  # a sample lies in one unit, whatever its objects take
     chunks = {
         "token_chunk": max(1, CHUNK_BYTES // (2 * lmm.layers * lmm.width)),
         "answer_chunk": max(1, CHUNK_BYTES // (2 * lmm.width)),
@@ -211,6 +203,18 @@ def make_plan(
 def _per_unit(item_bytes: int) -> int:
     """Objects or images of a unit: a shard of about SHARD_BYTES."""
     return max(1, min(LARGEST_UNIT, SHARD_BYTES // item_bytes))
+
+
+def _texts(samples: Sequence[Sample], text: TextToIds, missing: dict[str, str]) -> tuple[list[Any], ...]:
+    """Of every sample: its answer, the positions of each object's tokens, its prompt, and why it can not be used."""
+    answers = [text.answer(s) for s in samples]
+    tokens = [a.tokens_of(len(s.objects)) for a, s in zip(answers, samples, strict=True)]
+    prompts, refused = _prompts(samples, text)
+    errors = [
+        problem(s) or missing.get(s.image_path) or _untokenised(s, t) or refused.get((s.width, s.height))
+        for s, t in zip(samples, tokens, strict=True)
+    ]
+    return answers, tokens, prompts, errors
 
 
 def _prompts(samples: Sequence[Sample], text: TextToIds) -> tuple[list[Prompt | None], dict[tuple[int, int], str]]:

@@ -18,10 +18,13 @@ from stages.extract.capture import AttentionCapture
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_capture_is_exact(name: str) -> None:
-    """Attention and hidden states within 1e-5 of eager's: mean and max, no padding, padding left and right."""
+    """Attention and hidden states within 1e-5 of eager's: mean and max, no padding, padding left and right, tiles.
+
+    Hidden states of Gemma 4 reach 8 and more: 1e-5 of the largest.
+    """
     found = compare_family(name)
     assert found["attention_max_abs_diff"] <= 1e-5
-    assert found["hidden_max_abs_diff"] <= 1e-5
+    assert found["hidden_max_abs_diff"] <= 1e-5 * max(1.0, found["hidden_max_abs"])
     assert found["batch_max_abs_diff"] <= 1e-5
     assert found["logits_bit_equal"] and found["weights_unchanged"]
 
