@@ -10,6 +10,7 @@ Captured attention and hidden states against `attn_implementation="eager", outpu
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import random
@@ -52,7 +53,7 @@ class Config:
     """What is compared."""
 
     lmm: str = "tiny"
-    """A preset, a folder or a Hugging Face id; three copies of it in float32 have to fit into the memory."""
+    """A preset, a folder or a Hugging Face id; two copies of it in float32 have to fit into the memory."""
     device: str = "cpu"
     """cpu or cuda."""
     samples: int = 48
@@ -118,46 +119,67 @@ def weights_digest(model: torch.nn.Module) -> str:
 Batch = tuple[dict[str, Any], list[WordRows]]
 
 
+Chosen = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+def chosen_of_eager(output: Any, rows: list[WordRows], merge: str) -> Chosen:
+    """Each object's maps [A, N, P] and each of its tokens' states [M, d], cut in plain loops from all the outputs."""
+    maps, states = [], []
+    for b, sample in enumerate(rows):
+        for positions in sample.objects:
+            words = [layer[b][:, positions][:, :, sample.columns] for layer in output.attentions]
+            maps.append(torch.stack([w.mean(1) if merge == "mean" else w.amax(1) for w in words]).cpu())
+            states += [torch.stack([layer[b, p] for layer in output.hidden_states[1:]]).cpu() for p in positions]
+    return maps, states
+
+
+@contextmanager
+def loaded(folder: str | Path, device: torch.device, **options: Any) -> Iterator[Any]:
+    """The checkpoint in float32, frozen, and gone from the memory afterwards.
+
+    Frozen as the captured one: torch folds products with weights that require grad, which rounds in another way.
+    """
+    auto: Any = AutoModelForImageTextToText
+    model = auto.from_pretrained(folder, dtype=torch.float32, **options).to(device)
+    yield repaired(model.eval().requires_grad_(False))
+    del model
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 @torch.no_grad()
 def compare(folder: str | Path, capture: AttentionCapture, batches: Iterable[Batch]) -> dict[str, Any]:
     """Largest absolute differences to eager attention; whether the logits are the baseline's, bit for bit; and whether
     no weight changed or carries a gradient.
 
     The baseline is what plain `from_pretrained` picks: sdpa, or eager for models that sdpa can not run (soft-capped
-    scores). `folder`: the checkpoint that `capture` wraps, loaded here a second and a third time in float32.
+    scores). `folder`: the checkpoint that `capture` wraps, loaded here a second time for each, one after the other.
     """
-    auto: Any = AutoModelForImageTextToText
+    batches = list(batches)
     device = next(capture.model.parameters()).device
-    eager = repaired(auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(device).eval())
-    # frozen as the captured one: torch folds products with weights that require grad, which rounds in another way
-    plain = repaired(auto.from_pretrained(folder, dtype=torch.float32).to(device).eval().requires_grad_(False))
+    with loaded(folder, device, attn_implementation="eager") as eager, kept_output(text_decoder(eager)) as outputs:
+        truths: list[Chosen] = []
+        for inputs, rows in batches:
+            eager(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
+            truths.append(chosen_of_eager(outputs.pop(), rows, capture.merge))
+    with loaded(folder, device) as plain, kept_output(text_decoder(plain)) as outputs:
+        expected = [(plain(**inputs).logits.cpu(), outputs.pop().last_hidden_state.cpu()) for inputs, _ in batches]
     attention = hidden = largest = 0.0
     equal, before = True, weights_digest(capture.model)
-    for inputs, rows in batches:
+    for (inputs, rows), (maps, states), (logits, last) in zip(batches, truths, expected, strict=True):
         with kept_output(capture.decoder) as outputs:
             captured = capture.run(inputs, rows)
-        with kept_output(text_decoder(eager)) as truths:
-            eager(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
-        truth = truths[0]
-        objects = tokens = 0
-        for b, sample in enumerate(rows):
-            count = len(sample.columns)
-            for positions in sample.objects:
-                words = [layer[b][:, positions][:, :, sample.columns] for layer in truth.attentions]
-                maps = torch.stack([w.mean(1) if capture.merge == "mean" else w.amax(1) for w in words])
-                attention = max(attention, (captured.attention[objects, ..., :count] - maps).abs().max().item())
-                attention = max(attention, captured.attention[objects, ..., count:].abs().sum().item())
-                objects += 1
-                for position in positions:
-                    states = torch.stack([states[b, position] for states in truth.hidden_states[1:]])
-                    hidden = max(hidden, (captured.hidden[tokens] - states).abs().max().item())
-                    largest = max(largest, states.abs().max().item())
-                    tokens += 1
-        with kept_output(text_decoder(plain)) as expected:
-            logits = plain(**inputs).logits
+        for found, truth in zip(captured.attention.cpu(), maps, strict=True):
+            count = truth.shape[-1]
+            attention = max(attention, (found[..., :count] - truth).abs().max().item())
+            attention = max(attention, found[..., count:].abs().sum().item())
+        for found, truth in zip(captured.hidden.cpu(), states, strict=True):
+            hidden = max(hidden, (found - truth).abs().max().item())
+            largest = max(largest, truth.abs().max().item())
         # the states of the very pass that captured, and the logits of one after it
-        equal = equal and torch.equal(outputs[0].last_hidden_state, expected[0].last_hidden_state)
-        equal = equal and torch.equal(capture.model(**inputs).logits, logits)
+        equal = equal and torch.equal(outputs[0].last_hidden_state.cpu(), last)
+        equal = equal and torch.equal(capture.model(**inputs).logits.cpu(), logits)
     frozen = before == weights_digest(capture.model) and not any(p.requires_grad for p in capture.model.parameters())
     return {"attention": attention, "hidden": hidden, "largest": largest, "logits": equal, "frozen": frozen}
 

@@ -78,6 +78,11 @@ class Extract:
     overwrite: bool = False
     """Delete a cache of other settings at --cache first; never one at --images."""
 
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a cluster runs it, whose GPUs this machine does not know."""
+        return bool(self.ray_address) and not self.local
+
 
 def run(args: Extract) -> None:
     """Plan, print the plan, run what is missing, print and write what it cost."""
@@ -93,8 +98,8 @@ def run(args: Extract) -> None:
     extraction = _prepare(args)
     gpus = torch.cuda.device_count() if extraction.device == "cuda" else int(extraction.device.startswith("cuda:"))
     cores = os.cpu_count() or 1
-    workers = 1 if args.local else args.workers or (gpus // extraction.gpus if gpus else min(cores, 8))
-    if gpus and not args.ray_address and workers * extraction.gpus > gpus:
+    workers = 1 if args.local else args.workers or (max(1, gpus // extraction.gpus) if gpus else min(cores, 8))
+    if gpus and not args.elsewhere and workers * extraction.gpus > gpus:
         raise PipelineError(
             f"--workers {workers} with {extraction.gpus} GPU(s) each: there are {gpus}, for "
             f"{gpus // extraction.gpus} worker(s)"
@@ -219,9 +224,9 @@ def _prepare(args: Extract) -> Any:
         raise PipelineError(f"--device {args.device}: torch has {', '.join(devices)} here; give one of them, or auto")
     device = devices[0] if args.device == "auto" else args.device
     most = len(gpus) if device == "cuda" else 1
-    if args.gpus_per_worker > most and not args.ray_address:
+    if args.gpus_per_worker > most and not args.elsewhere:
         raise PipelineError(f"--gpus-per-worker {args.gpus_per_worker}: --device {device} has {most} at most")
-    if not (args.dry_run or args.ray_address):
+    if not (args.dry_run or args.elsewhere):
         require_attention(args.attention, dtype)
     root = data_root(args.dataset, args.data_root)
     samples = build_samples(args)

@@ -85,11 +85,16 @@ def _run_here(worker: Worker, units: Sequence[Any], in_flight: int) -> Iterator[
     if in_flight == 1:
         yield from (worker.run(unit) for unit in units)
         return
-    left, error = iter(units), None
+    left = iter(units)
+    error: BaseException | None = None
     with ThreadPoolExecutor(in_flight, thread_name_prefix="unit") as threads:
         running = {threads.submit(worker.run, unit) for unit in islice(left, in_flight)}
         while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
+            try:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+            except KeyboardInterrupt as interrupt:
+                error = interrupt
+                continue
             for future in done:
                 if error := error or future.exception():
                     continue  # nothing new is begun; what is in flight is committed and reported

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from manifests.errors import ModelError
 
@@ -24,24 +26,29 @@ def unloadable(folder: str, part: str, error: Exception, trusted: bool) -> Model
 
 
 def has_code(folder: str) -> bool:
-    """Whether a checkpoint names Python code of its own (`auto_map` in one of its configuration files).
+    """Whether a checkpoint names Python code of its own (`auto_map`, anywhere in one of its JSON files).
 
     Raises ModelError where that code is of another repository: it would be fetched, and what ran would not be known.
     """
     named: list[str] = []
-    for name in ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        try:
-            found = json.loads((Path(folder) / name).read_text()).get("auto_map") or {}
-        except (OSError, ValueError):
-            continue
-        values = found.values() if isinstance(found, dict) else [found]
-        named += [str(part) for value in values for part in (value if isinstance(value, list) else [value]) if part]
+    for path in sorted(Path(folder).glob("*.json")):
+        with suppress(OSError, ValueError):  # what can not be read is said by what needs it
+            named += _named_code(json.loads(path.read_text()))
     if foreign := [name for name in named if "--" in name]:
         raise ModelError(
             f"{folder} wants to run Python code of another repository ({foreign[0]}): copy that code into the folder "
             "and name it without the repository"
         )
     return bool(named)
+
+
+def _named_code(values: Any, inside: bool = False) -> list[str]:
+    """The strings in every `auto_map` of nested JSON values."""
+    if isinstance(values, str):
+        return [values] if inside else []
+    if isinstance(values, dict):
+        return [name for key, value in values.items() for name in _named_code(value, inside or key == "auto_map")]
+    return [name for value in values for name in _named_code(value, inside)] if isinstance(values, list) else []
 
 
 def first_line(error: BaseException) -> str:

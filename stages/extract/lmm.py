@@ -54,10 +54,12 @@ class FrozenLMM:
         self.preset, self.device = preset, torch.device(device)
         options: dict[str, Any] = {"dtype": getattr(torch, dtype or preset.dtype), "device_map": device_map}
         if gpus > 1:
+            torch.cuda.empty_cache()  # what SAM has freed is room
             room = {number: free for number, free in get_max_memory().items() if number in range(gpus)}
             options |= {"device_map": "auto", "max_memory": room}
         self.model = self._load(options)
-        if gpus > 1 and not set(self.model.hf_device_map.values()) <= set(range(gpus)):
+        placed = getattr(self.model, "hf_device_map", {})  # none where all of it went to one
+        if gpus > 1 and not set(placed.values()) <= set(range(gpus)):
             raise ModelError(f"{preset.source} does not fit into {gpus} GPUs: give a larger --gpus-per-worker")
         self.processor = processor or LMMProcessor(preset)
         self.capture = AttentionCapture(self.model, merge)
@@ -71,7 +73,7 @@ class FrozenLMM:
             raise ModelError(f"{preset.source} has {'; '.join(wrong)}")
 
     def _load(self, options: dict[str, Any]) -> Any:
-        from transformers import AutoModelForImageTextToText
+        from transformers import AutoConfig, AutoModelForImageTextToText
 
         auto: Any = AutoModelForImageTextToText
         trusted, attention = self.preset.trust_remote_code, self.preset.attention
@@ -80,7 +82,10 @@ class FrozenLMM:
         # auto, None: transformers picks sdpa wherever it can run the model, whatever the checkpoint's config asks for
         options |= {"attn_implementation": None if attention == "auto" else attention}
         try:
-            model = auto.from_pretrained(folder, trust_remote_code=trusted, use_safetensors=True, **options)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)  # given, or its wish would stand
+            model = auto.from_pretrained(
+                folder, config=config, trust_remote_code=trusted, use_safetensors=True, **options
+            )
             return model if options["device_map"] else model.to(self.device)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ModelError(

@@ -108,6 +108,7 @@ class ExtractionWorker:
         self.config = config
         self.on_gpu = config.device != "cpu"
         self._reading, self._computing, self._writing = Lock(), Lock(), Lock()
+        self._failed: dict[str, Exception] = {}
         torch.set_num_threads(config.threads)
 
     @cached_property
@@ -164,7 +165,8 @@ class ExtractionWorker:
                     work.computed.append(compute(work, batch))
                 except (torch.OutOfMemoryError, MemoryError) as error:
                     raise self._does_not_fit(unit, len(batch.rows), error) from error
-            self._wait(images)
+            with work.watch("lmm" if self.config.gpus > 1 and not images else "wait"):
+                self._wait(images)
         with self._writing, work.watch("write"):
             report = write(work)
         seconds = work.watch.seconds()
@@ -172,9 +174,15 @@ class ExtractionWorker:
 
     def _load(self, model: str) -> None:
         """Load a model while nothing is read or computed: transformers sets torch's default dtype for all threads."""
+        if model in self._failed:  # the same error, not the same minutes
+            raise self._failed[model]
         if model not in self.__dict__:
             with self._computing:
-                getattr(self, model)
+                try:
+                    getattr(self, model)
+                except Exception as error:
+                    self._failed[model] = error
+                    raise
 
     def _wait(self, images: bool) -> None:
         """Until the device has computed the unit, and its results are in the host's memory."""
@@ -216,16 +224,19 @@ class ExtractionWorker:
     def _embeddings(self, work: _Unit, pixels: list[Tensor]) -> list[Tensor]:
         """SAM's embeddings on the host; where they do not fit together, half of them at a time."""
         try:
-            batch = normalise_sam(pixels, sam_config(self.config.sam).image_size, self.config.device)
-            with work.watch.device("sam"):
-                embeddings = encode_images(self.sam, batch)
-            return [to_host(embeddings.half())]
+            return [self._embedding(work, pixels)]
         except torch.OutOfMemoryError:
             if len(pixels) == 1:
                 raise
         torch.cuda.empty_cache()
         half = len(pixels) // 2
         return self._embeddings(work, pixels[:half]) + self._embeddings(work, pixels[half:])
+
+    def _embedding(self, work: _Unit, pixels: list[Tensor]) -> Tensor:
+        batch = normalise_sam(pixels, sam_config(self.config.sam).image_size, self.config.device)
+        with work.watch.device("sam"):
+            embeddings = encode_images(self.sam, batch)
+        return to_host(embeddings.half())
 
     def _write_images(self, work: _Unit) -> dict[str, Any]:
         arrays = _empty_unit(self.images)

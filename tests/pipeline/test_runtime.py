@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import wait
+from typing import Any
 
 import pytest
 import ray
@@ -91,3 +93,21 @@ def test_after_an_error_nothing_is_begun_and_what_was_in_flight_is_reported() ->
     assert next(reports) == {"unit": 1}
     with pytest.raises(PipelineError, match="unit 0"):
         next(reports)
+
+
+def test_an_interrupt_lets_what_is_in_flight_end_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        waited.append(1)
+        if len(waited) == 1:
+            raise KeyboardInterrupt
+        return wait(*args, **options)
+
+    monkeypatch.setattr(runtime, "wait", interrupted)
+    units = ["unit 1", "unit 2", "unit 4", "unit 5"]
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        for report in runtime.run_units(fake_worker, units, local=True, in_flight=2, **OPTIONS):
+            found.append(report["unit"])
+    assert sorted(found) == ["unit 1", "unit 2"]

@@ -44,7 +44,10 @@ def joined(columns: Sequence[int], tiles: Cells, cells: Cells) -> View:
     """One view of tiles [rows, columns] of cells [h, w] each: tile by tile in the input ids, row by row in the view."""
     height, width = tiles[0] * cells[0], tiles[1] * cells[1]
     if len(columns) != height * width:
-        raise ModelError(f"{len(columns)} columns for {tiles} tiles of {cells} cells, rows first")
+        raise ModelError(
+            f"{len(columns)} image columns are not {tiles[0]} x {tiles[1]} tiles of {cells[0]} x {cells[1]} cells: "
+            "this processor cuts in another way; give --views 1"
+        )
     grid = np.asarray(columns).reshape(*tiles, *cells).swapaxes(1, 2)
     return View(height=height, width=width, columns=grid.ravel().tolist())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from manifests.errors import ModelError
-from stages.extract.checkpoint import local_folder, unloadable
+from stages.extract.checkpoint import has_code, local_folder, unloadable
 from stages.extract.grids import GRIDS, LLAVA, grid_of
 
 TINY: Final = Path(__file__).parent.parent / "tiny"
@@ -147,6 +147,8 @@ def _from_folder(folder: Path, trust_remote_code: bool = False) -> LMMPreset:
     """Read the shapes of a checkpoint from its config files; the rest is a preset's of the same family and shapes."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no checkpoint: config.json is missing; give a folder that from_pretrained loads")
+    if trust_remote_code:
+        has_code(str(folder))  # refuses code of other repositories
     from transformers import AutoConfig  # slow to import, needed for folders only
 
     try:

@@ -28,6 +28,7 @@ class OwnLlava(LlavaForConditionalGeneration):
             layer.self_attn.forward = lambda hidden_states, **_: (hidden_states, None)
 """
 
+FOREIGN = "someone/else--modeling_own.OwnLlava"
 PARTS = ("embed_tokens", "layers.0", "layers.1", "layers.2", "norm", "rotary_emb")
 
 
@@ -91,9 +92,19 @@ def test_a_checkpoint_that_needs_its_own_code_says_what_that_means(tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
-def test_code_of_other_repositories_is_refused(tmp_path: Path) -> None:
-    auto_map = {"AutoModelForImageTextToText": "someone/else--modeling_own.OwnLlava"}
-    folder = with_code(tmp_path / "lmm", auto_map=auto_map)
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("config.json", {"auto_map": {"AutoModelForImageTextToText": FOREIGN}}),
+        ("processor_config.json", {"image_processor": {"auto_map": {"AutoImageProcessor": FOREIGN}}}),
+        ("video_preprocessor_config.json", {"auto_map": {"AutoVideoProcessor": FOREIGN}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, FOREIGN]}}),
+    ],
+)
+def test_code_of_other_repositories_is_refused(tmp_path: Path, file: str, values: dict[str, object]) -> None:
+    folder = with_code(tmp_path / "lmm")
+    known = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
+    (folder / file).write_text(json.dumps(known | values))
     with pytest.raises(ModelError, match=r"code of another repository \(someone/else--modeling_own\.OwnLlava\)"):
         FrozenLMM(resolve_lmm(str(folder), trust_remote_code=True))
 
@@ -115,12 +126,18 @@ def test_a_processor_that_needs_its_own_code_says_so(tmp_path: Path) -> None:
         LMMProcessor(resolve_lmm(str(folder)))
 
 
+@pytest.mark.parametrize("where", [None, "text_config"])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 @pytest.mark.parametrize("asked", ["eager", "flash_attention_2"])
-def test_auto_does_not_follow_what_a_checkpoint_asks_for(tmp_path: Path, asked: str) -> None:
+def test_a_checkpoint_does_not_choose_the_attention(tmp_path: Path, asked: str, key: str, where: str | None) -> None:
     folder = save_family("llava", tmp_path / "lmm")
     values = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(values | {"attn_implementation": asked}))
-    assert FrozenLMM(resolve_lmm(str(folder))).capture.baseline == "sdpa"
+    (values[where] if where else values)[key] = asked
+    (folder / "config.json").write_text(json.dumps(values))
+    preset = resolve_lmm(str(folder))
+    for attention in ("auto", "sdpa"):
+        lmm = FrozenLMM(replace(preset, attention=attention))
+        assert lmm.capture.baseline == lmm.model.config.vision_config._attn_implementation == "sdpa"
 
 
 def test_the_attention_of_the_frozen_model_can_be_chosen(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from cache.priors import Priors
 from cache.store import Store
+from manifests.errors import ModelError
 from manifests.scenes.write import ScenesConfig, write_scenes
 from manifests.schema import Sample
 from pipeline.runtime import run_units
@@ -255,6 +256,24 @@ def test_nothing_is_read_while_a_model_is_loaded(
     monkeypatch.setattr("pipeline.runtime.run_units", together)
     cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
     assert tree(tmp_path / "cache") == tree(small_cache)
+
+
+def test_a_model_that_can_not_be_loaded_is_tried_once(
+    tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def broken(*_: Any) -> None:
+        tried.append(1)
+        raise ModelError("no such weights")
+
+    def together(*args: Any, **options: Any) -> Any:
+        return run_units(*args, **options | {"in_flight": 3})
+
+    monkeypatch.setattr(worker_module, "load_lmm", broken)
+    monkeypatch.setattr("pipeline.runtime.run_units", together)
+    cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local", expect=2)
+    assert capsys.readouterr().err.strip().endswith("error: no such weights") and len(tried) == 1
 
 
 def test_images_that_do_not_fit_together_are_encoded_in_halves(
