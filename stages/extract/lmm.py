@@ -102,8 +102,8 @@ class FrozenLMM:
     def synchronise(self) -> None:
         """Wait for every GPU that holds a part of the model."""
         placed = getattr(self.model, "hf_device_map", {"": self.device})
-        for device in {torch.device(d) if not isinstance(d, int) else torch.device("cuda", d) for d in placed.values()}:
-            if device.type == "cuda":
+        for device in set(placed.values()):
+            if isinstance(device, int) or str(device).startswith("cuda"):
                 torch.cuda.synchronize(device)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
