@@ -14,9 +14,10 @@ from PIL import Image
 
 from manifests.errors import ModelError
 from manifests.schema import Sample
+from stages.extract.prior_units import load_lmm
 from stages.extract.processor import LMMInput
 from stages.extract.stored import stored_fields, to_host
-from stages.extract.worker import WorkerConfig, load_lmm
+from stages.extract.work import WorkerConfig
 
 LARGEST: Final = 64
 GAIN: Final = 1.05  # a batch twice as large must be so much faster, or the smaller one is taken

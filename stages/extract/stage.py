@@ -24,7 +24,7 @@ from stages.extract.plan import Plan, TextToIds, make_plan, plan_images
 from stages.extract.presets import LMMPreset
 from stages.extract.processor import LMMProcessor
 from stages.extract.sam import checkpoint_of, sam_config
-from stages.extract.worker import WorkerConfig, WorkUnit
+from stages.extract.work import WorkerConfig, WorkUnit
 
 ALGORITHM: Final = 3  # raised whenever the same inputs would give other numbers
 LIBRARIES: Final = ("torch", "transformers", "zarr", "segment-anything", "pillow", "numpy")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.extract import shown
-from stages.extract.worker import WorkUnit
+from stages.extract.work import WorkUnit
 
 UNITS = [WorkUnit(kind="images", number=0), WorkUnit(kind="priors", number=0), WorkUnit(kind="priors", number=1)]
 PLAN = SimpleNamespace(

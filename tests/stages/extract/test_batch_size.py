@@ -13,7 +13,7 @@ from cache.store import Store
 from manifests.errors import ModelError
 from stages.extract.batch_size import BatchSizeProbe, Longest
 from stages.extract.presets import resolve_lmm
-from stages.extract.worker import WorkerConfig
+from stages.extract.work import WorkerConfig
 from tests.helpers import cli, tree
 
 

@@ -24,7 +24,7 @@ from manifests.errors import ModelError
 from manifests.scenes.write import ScenesConfig, write_scenes
 from manifests.schema import Sample
 from pipeline.runtime import run_units
-from stages.extract import worker as worker_module
+from stages.extract import prior_units
 from stages.extract.capture import AttentionCapture
 from stages.extract.images import open_image
 from stages.extract.lmm import FrozenLMM
@@ -234,7 +234,7 @@ def test_nothing_is_read_while_a_model_is_loaded(
     tmp_path: Path, data_root: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers sets torch's default dtype while it loads, for all threads: pixels read then would be others."""
-    made = worker_module.load_lmm
+    made = prior_units.load_lmm
     pixels = LMMProcessor.pixels
 
     def slow(*args: Any) -> FrozenLMM:
@@ -251,7 +251,7 @@ def test_nothing_is_read_while_a_model_is_loaded(
     def together(*args: Any, **options: Any) -> Any:
         return run_units(*args, **options | {"in_flight": 3})
 
-    monkeypatch.setattr(worker_module, "load_lmm", slow)
+    monkeypatch.setattr(prior_units, "load_lmm", slow)
     monkeypatch.setattr(LMMProcessor, "pixels", watched)
     monkeypatch.setattr("pipeline.runtime.run_units", together)
     cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
@@ -270,7 +270,7 @@ def test_a_model_that_can_not_be_loaded_is_tried_once(
     def together(*args: Any, **options: Any) -> Any:
         return run_units(*args, **options | {"in_flight": 3})
 
-    monkeypatch.setattr(worker_module, "load_lmm", broken)
+    monkeypatch.setattr(prior_units, "load_lmm", broken)
     monkeypatch.setattr("pipeline.runtime.run_units", together)
     cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local", expect=2)
     assert capsys.readouterr().err.strip().endswith("error: no such weights") and len(tried) == 1
@@ -287,7 +287,7 @@ def test_images_that_do_not_fit_together_are_encoded_in_halves(
             raise torch.OutOfMemoryError
         return encode_images(sam, batch)
 
-    monkeypatch.setattr("stages.extract.worker.encode_images", three_at_most)
+    monkeypatch.setattr("stages.extract.image_units.encode_images", three_at_most)
     cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
     assert max(sizes) == 8 and 2 in sizes
     halves, whole = Priors.open(tmp_path / "cache"), Priors.open(small_cache)
@@ -312,7 +312,7 @@ def test_values_that_are_not_finite_fail_their_sample_only(
         return embeddings
 
     monkeypatch.setattr(AttentionCapture, "run", overflowing)
-    monkeypatch.setattr("stages.extract.worker.encode_images", unknown)
+    monkeypatch.setattr("stages.extract.image_units.encode_images", unknown)
     cache = tmp_path / "cache"
     cli(*FEW, "--data-root", data_root, "--cache", cache)
     priors = Priors.open(cache)
@@ -376,7 +376,7 @@ def test_too_little_memory_names_the_unit_and_the_cure(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
 
     monkeypatch.setattr(
-        *((AttentionCapture, "run") if kind == "priors" else ("stages.extract.worker.encode_images",)), too_large
+        *((AttentionCapture, "run") if kind == "priors" else ("stages.extract.image_units.encode_images",)), too_large
     )
     cli(*FEW, "--data-root", data_root, "--cache", tmp_path / "cache", expect=2)
     last = capsys.readouterr().err.strip().splitlines()[-1]
