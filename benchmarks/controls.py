@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Sequence
@@ -25,7 +26,6 @@ import tyro
 
 from benchmarks import best_map
 from benchmarks.random_weights import random_llava
-from cache.files import write_whole
 from cache.priors import Priors, SamplePriors
 from manifests.schema import Sample
 from pipeline.cli import main as run_pipeline
@@ -190,7 +190,9 @@ def run_one(job: tuple[str, int, dict[str, str], int | None, str]) -> tuple[str,
         for key, row in rows.items():
             assert row is not None
             result[f"keyword_{key}"] = {"word": _f1(row.word), "phrase": _f1(row.phrase)}
-    write_whole(path, (json.dumps(result) + "\n").encode(), path.parent)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(result) + "\n")
+    temporary.replace(path)
     return name, seed, result
 
 

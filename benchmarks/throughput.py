@@ -18,6 +18,7 @@ from PIL import Image
 
 from benchmarks.full_size import random_sam
 from benchmarks.random_weights import random_llava
+from cache.places import place_of
 from manifests.own import FILE, read_own
 from pipeline.runtime import run_units
 from stages.extract.presets import PRESETS, resolve_lmm
@@ -60,26 +61,26 @@ def throughput(config: Any, device: str, samples: int, in_flight: int, out: Path
     sam = "vit_l" if full else "tiny"
     root = photos(out / f"photos_{samples}", samples)
     cache = out / "cache"
+    place = place_of(cache)
     shutil.rmtree(cache, ignore_errors=True)
     gpus = int(device != "cpu")
     extraction = Extraction(
-        samples=read_own(root), data_root=root, cache=cache, images=cache / "images", lmm=lmm,
+        samples=read_own(root), data_root=root, cache=place, images=place.at("images"), lmm=lmm,
         dtype=str(config.dtype).removeprefix("torch."), merge="mean", sam=sam,
         sam_checkpoint=random_sam(out / f"{sam}.pth", sam) if full else None, device=device, gpus=gpus, batch_size=8,
     )  # fmt: skip
     plan = extraction.plan()
-    images, priors = extraction.create(plan)
-    units = work_left(images, priors)
     worker = ExtractionWorker(extraction.worker(torch.get_num_threads()))
     for kind in worker.kinds:  # loading is not what is measured
         worker.load(kind)
     if gpus:
         torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    run = run_units(lambda: worker, units, workers=1, local=True, gpus=gpus, threads=1, in_flight=in_flight)
-    reports = list(run)
-    wall = time.perf_counter() - start
-    close(images, priors, plan)
+    with extraction.writing(plan) as (images, priors):
+        start, units = time.perf_counter(), work_left(images, priors)
+        run = run_units(lambda: worker, units, workers=1, local=True, gpus=gpus, threads=1, in_flight=in_flight)
+        reports = list(run)
+        wall = time.perf_counter() - start
+        close(images, priors, plan)
     parts = {name: sum(r["seconds"].get(name, 0.0) for r in reports) for name in PARTS}
     written = sum(report["bytes"] for report in reports)
     shutil.rmtree(cache)

@@ -3,63 +3,109 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
 
-from cache.files import write_whole
+import numpy as np
+
 from cache.identity import digest, seal, unseal
+from cache.places import Place
+from cache.shards import Written
 from manifests.errors import CacheError
 
-_FILE = re.compile(r"(\d{6,})\.json")
+FOLDER: Final = "commits"
+_FILE = re.compile(rf"{FOLDER}/(\d{{6,}})\.json")
+_KEPT: Final = 2048  # records; a few KB each
+_AT_ONCE: Final = 16  # requests to S3, where one takes 20 ms and 20,000 units are no rarity
 
 
 class Commits:
-    """The commit records of one cache. `plan`: what the cache is (JSON values); records of another are refused."""
+    """The commit records of one cache. `plan`: what the cache is (JSON values); records of another are refused.
 
-    def __init__(self, root: Path, plan: dict[str, Any]) -> None:
-        self.root, self.plan = root, digest(plan)
-        self._seen: dict[int, dict[str, Any]] = {}  # records never change: reading each once is enough
+    A record: {"unit", "plan", "record": the caller's, "shards": {array: {"bytes", "sha256", "crc32c"}}}, the
+    last one the checksums of the shard's chunks, 8 hex digits each: what is read is what was committed, not merely
+    something that is sound by its own checksums.
+    """
 
-    def path(self, unit: int) -> Path:
-        return self.root / "commits" / f"{unit:06d}.json"
+    def __init__(self, place: Place, plan: dict[str, Any]) -> None:
+        self.place, self.plan = place, digest(plan)
+        self._kept: OrderedDict[int, dict[str, Any]] = OrderedDict()  # records never change
+        self._lock = threading.Lock()
+
+    def name(self, unit: int) -> str:
+        return f"{FOLDER}/{unit:06d}.json"
+
+    def path(self, unit: int) -> str:
+        return self.place.path(self.name(unit))
 
     def units(self) -> list[int]:
-        """All units that have a record, sorted; each record is read and checked. CacheError for a damaged one."""
-        names = (_FILE.fullmatch(path.name) for path in (self.root / "commits").glob("*.json"))
-        return [unit for unit in sorted(int(name[1]) for name in names if name) if self.get(unit)]
+        """All units that have a record, sorted; none of them is read."""
+        names = (_FILE.fullmatch(name) for name in self.place.sizes(FOLDER))
+        return sorted(int(name[1]) for name in names if name)
+
+    def records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(unit, its record), in order, each read and checked. CacheError for a damaged one."""
+        units = self.units()
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            for unit, record in zip(units, threads.map(self.get, units), strict=True):
+                if record is not None:
+                    yield unit, record
 
     def get(self, unit: int) -> dict[str, Any] | None:
-        """The record of a unit, None if there is none. CacheError if it is damaged or was made for another cache."""
-        if unit not in self._seen:
-            path = self.path(unit)
-            try:
-                self._seen[unit] = self._checked(unit, path.read_bytes())
-            except FileNotFoundError:
-                return None
-            except OSError as error:
-                raise CacheError(f"{path} can not be read: {error}") from error
-            except ValueError as error:
-                raise CacheError(f"{path}: {error}; delete this file and extract again to redo unit {unit}") from None
-        return self._seen[unit]
+        """The record of a unit, its shards as `Written`; None if there is none.
 
-    def bytes_of(self, unit: int, shards: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
-        """What the file of a unit holds. shards: {array: {bytes, sha256, slots}}; record: the caller's, JSON values."""
-        return seal({"unit": unit, "plan": self.plan, "shards": dict(shards), "record": dict(record)})
+        CacheError if it is damaged or was made for another cache.
+        """
+        with self._lock:
+            if unit in self._kept:
+                self._kept.move_to_end(unit)
+                return self._kept[unit]
+        try:
+            record = self._checked(unit, self.place.read(self.name(unit)))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CacheError(f"{self.path(unit)} can not be read: {error}") from error
+        except ValueError as error:
+            raise CacheError(
+                f"{self.path(unit)}: {error}; run `cache verify --repair`, then extract again to redo unit {unit}"
+            ) from None
+        with self._lock:
+            self._kept[unit] = record
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return record
+
+    def bytes_of(self, unit: int, shards: Mapping[str, Written], record: Mapping[str, Any]) -> bytes:
+        """What the file of a unit holds. shards: by array; record: the caller's, JSON values."""
+        entries = {
+            name: {"bytes": shard.bytes, "sha256": shard.sha256, "crc32c": _to_hex(shard.crcs)}
+            for name, shard in shards.items()
+        }
+        return seal({"unit": unit, "plan": self.plan, "shards": entries, "record": dict(record)})
 
     def put(self, unit: int, data: bytes) -> None:
         """Commit. Equal bytes that are there already are fine; CacheError if they are others."""
         try:
-            write_whole(self.path(unit), data, self.root / "tmp", absent=True)
+            self.place.write(self.name(unit), data, absent=True)
         except FileExistsError:
             self.require_equal(unit, data)
 
     def require_equal(self, unit: int, data: bytes) -> None:
-        if self.path(unit).read_bytes() != data:
+        if self.place.read(self.name(unit)) != data:
             raise CacheError(
                 f"{self.path(unit)}: unit {unit} is committed with other content; the committed one is kept. The same "
                 "plan gives the same bytes only on one device model and one set of library versions"
             )
+
+    def remove(self, unit: int) -> None:
+        """Take a unit back: it is missing from now on."""
+        self.place.remove(self.name(unit))
+        with self._lock:
+            self._kept.pop(unit, None)
 
     def _checked(self, unit: int, data: bytes) -> dict[str, Any]:
         record = unseal(data)
@@ -67,4 +113,16 @@ class Commits:
             raise ValueError(f"it is the record of unit {found}")
         if record.get("plan") != self.plan:
             raise ValueError("it belongs to a cache with another identity or plan")
-        return record
+        shards = {
+            name: Written(bytes=entry["bytes"], sha256=entry["sha256"], crcs=_from_hex(entry["crc32c"]))
+            for name, entry in record["shards"].items()
+        }
+        return record | {"shards": shards}
+
+
+def _to_hex(crcs: np.ndarray) -> str:
+    return crcs.astype(">u4").tobytes().hex()
+
+
+def _from_hex(text: str) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(text), ">u4").astype(np.uint32)

@@ -9,20 +9,17 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any, Final, Literal
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from cache.identity import seal, unseal
-from manifests.errors import CacheError
 
 FORMAT: Final = "frozen-lmm-grounding cache"
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 DTYPES: Final = ("float16", "float32", "int32", "int64", "uint8")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _CRC = 4  # bytes of a crc32c
@@ -149,25 +146,3 @@ def zarr_metadata(meta: Meta) -> dict[str, bytes]:
             chunk_key_encoding={"name": "default", "separator": "."},
         )
     return {f"{meta.group}/{key}": buffer.to_bytes() for key, buffer in written.items()}
-
-
-@cache
-def _encoder(zarr_json: bytes) -> tuple[zarr.Array, dict[str, Any]]:
-    memory: dict[str, Any] = {"zarr.json": default_buffer_prototype().buffer.from_bytes(zarr_json)}
-    array = zarr.open_array(MemoryStore(memory), mode="r+")
-    # zarr leaves out chunks that equal the fill value: then a missing chunk and a chunk of zeros would look the same
-    return array.with_config({"write_empty_chunks": True}), memory
-
-
-def encode_shard(zarr_json: bytes, spec: ArraySpec, unit: int, values: np.ndarray) -> memoryview:
-    """The bytes of shard `unit`, made by zarr in memory in one assignment: known before the disk has them."""
-    array, memory = _encoder(zarr_json)
-    start = unit * spec.slots_per_unit
-    array[start : start + spec.slots_per_unit] = values
-    data = memory.pop(spec.shard_key(unit)).as_numpy_array()
-    if data.nbytes != spec.shard_bytes:
-        raise CacheError(
-            f"zarr {zarr.__version__} made a shard of {data.nbytes} bytes for array {spec.name}, "
-            f"{spec.shard_bytes} were expected; install a zarr version that this program's pyproject.toml allows"
-        )
-    return memoryview(data)

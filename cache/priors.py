@@ -9,16 +9,15 @@ Letters: n objects, T object tokens, A answer tokens, C maps of h×w, M layers o
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cache.identity import differing
 from cache.memory import Memory
+from cache.places import Place, Where, place_of
 from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, BoxTuple, Rows
 from cache.scaling import restore_states
 from cache.store import Store
@@ -55,8 +54,8 @@ class Priors:
 
     def __init__(self, store: Store, images: Store | None, memory_bytes: int) -> None:
         self.store, self.images = store, images
-        self.rows = Rows.read(store.root / "rows.parquet", ROW_SCHEMA)
-        self.image_rows = Rows.read(images.root / "rows.parquet", IMAGE_SCHEMA) if images else None
+        self.rows = Rows.read(store.file("rows.parquet"), ROW_SCHEMA)
+        self.image_rows = Rows.read(images.file("rows.parquet"), IMAGE_SCHEMA) if images else None
         self.channels, *grid = store.meta.arrays["attention"].item_shape
         self.grid: tuple[int, int] = (grid[0], grid[1])
         self.layers, self.width = store.meta.arrays["hidden"].item_shape
@@ -68,9 +67,9 @@ class Priors:
     @classmethod
     def open(
         cls,
-        cache_dir: str | os.PathLike[str],
+        cache_dir: Where,
         *,
-        images_dir: str | os.PathLike[str] | None = None,
+        images_dir: Where | None = None,
         allow_partial: bool = False,
         memory_bytes: int = 2 << 30,
     ) -> Priors:
@@ -82,14 +81,14 @@ class Priors:
         Raises CacheError for a cache that is missing, damaged or not complete, and IdentityMismatch if the image cache
         is not the one that the priors were planned with.
         """
-        store = _opened(Path(cache_dir), "priors", allow_partial)
+        store = _opened(place_of(cache_dir), "priors", allow_partial)
         if (expected := store.meta.identity.get("images")) is None:
             return cls(store, None, memory_bytes)
-        path = Path(images_dir) if images_dir else store.root / str(store.meta.soft.get("images", "images"))
-        images = _opened(path, "images", allow_partial)
+        named = store.place.at(str(store.meta.soft.get("images", "images")))
+        images = _opened(place_of(images_dir) if images_dir else named, "images", allow_partial)
         if differences := differing(expected, images.reference(), "images"):
             raise IdentityMismatch(
-                f"{images.root} is not the image cache that {store.root} was made with: "
+                f"{images.name} is not the image cache that {store.name} was made with: "
                 f"{'; '.join(f'{each.field}: expected {each.stored}, found {each.given}' for each in differences)}. "
                 "Give the right one, or extract the images again"
             )
@@ -101,10 +100,10 @@ class Priors:
     @cached_property
     def samples(self) -> list[Sample]:
         """The manifest, in order: sample i is what `read(i)` is about. Read on first use."""
-        samples = read_manifest(self.store.root / "manifest.parquet")
+        samples = read_manifest(self.store.file("manifest.parquet"))
         if len(samples) != len(self.rows):
             raise CacheError(
-                f"{self.store.root}: {len(samples)} samples in the manifest, {len(self.rows)} in rows.parquet"
+                f"{self.store.name}: {len(samples)} samples in the manifest, {len(self.rows)} in rows.parquet"
             )
         return samples
 
@@ -176,17 +175,17 @@ class Priors:
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.store.root} has {len(self)} samples, there is no sample {index}")
+            raise IndexError(f"{self.store.name} has {len(self)} samples, there is no sample {index}")
         return index
 
     def _image(self, index: int) -> int:
         image = self.rows.number("image", self._checked(index))
         if index in self.failures:
-            raise CacheError(f"{self.store.root}: sample {index} failed: {self.failures[index]}")
+            raise CacheError(f"{self.store.name}: sample {index} failed: {self.failures[index]}")
         if self.image_rows is None or image < 0:
-            raise CacheError(f"{self.store.root}: sample {index} has no image embedding; extract with the image cache")
+            raise CacheError(f"{self.store.name}: sample {index} has no image embedding; extract with the image cache")
         if not image < len(self.image_rows):
-            raise CacheError(f"{self.store.root}: sample {index} names image {image} of {len(self.image_rows)}")
+            raise CacheError(f"{self.store.name}: sample {index} names image {image} of {len(self.image_rows)}")
         return image
 
     def _failures(self) -> dict[int, str]:
@@ -200,13 +199,13 @@ class Priors:
         return failures
 
 
-def _opened(path: Path, kind: str, allow_partial: bool) -> Store:
-    store = Store.open(path)
+def _opened(place: Place, kind: str, allow_partial: bool) -> Store:
+    store = Store.open(place)
     if store.meta.kind != kind:
-        raise CacheError(f"{path} is a cache of {store.meta.kind}, a cache of {kind} is needed")
+        raise CacheError(f"{place} is a cache of {store.meta.kind}, a cache of {kind} is needed")
     if not store.complete and not allow_partial:
         raise CacheError(
-            f"{path} is not complete ({len(store.missing_units())} of {store.meta.units} units are missing); "
+            f"{place} is not complete ({len(store.missing_units())} of {store.meta.units} units are missing); "
             "run extract again to resume"
         )
     return store

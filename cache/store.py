@@ -1,16 +1,17 @@
-"""A cache on disk: a folder of sharded Zarr arrays in which a unit exists from the moment its commit record does.
+"""A cache: sharded Zarr arrays in which a unit exists from the moment its commit record does.
 
-    store = Store.create_or_resume(root, kind="priors", identity=..., soft=..., arrays=[...], units=3, files={...})
+    store = Store.create_or_resume(where, kind="priors", identity=..., soft=..., arrays=[...], units=3, files={...})
     for unit in store.missing_units():
         store.write_unit(unit, {"attention": ...}, {"samples": 40, "failures": []})
     store.finish(planned_failures)
-    Store.open(root).read("attention", 10, 12)
+    Store.open(where).read("attention", 10, 12)
 
     cache.json  cache.lock  manifest.parquet  rows.parquet  failures.jsonl  tmp/
     commits/UNIT.json  KIND.zarr/ARRAY/c.UNIT.0.0
 
-Any number of processes may write units of one cache, each with its own `Store`; two that write the same unit take
-turns, and the second one only compares. The same plan gives the same bytes, file for file.
+`where` is a folder or s3://bucket/prefix. One run at a time holds `store.place.sole_writer()`; any number of its
+processes may write units, each with its own `Store`; two that write the same unit take turns, and the second one only
+compares. The same plan gives the same bytes, file for file.
 """
 
 from __future__ import annotations
@@ -18,24 +19,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow.parquet as pq
-import zarr
-from zarr.storage import LocalStore
 
-from cache import create
+from cache import create, shards
 from cache.checks import check_failures, check_names, check_values
 from cache.commits import Commits
-from cache.files import locked, size_and_sha256, sync_folder, write_whole
 from cache.identity import canonical_json, plain, table_digest
-from cache.layout import ArraySpec, Kind, Meta, encode_shard
+from cache.layout import ArraySpec, Kind, Meta
+from cache.places import Place, Where, place_of
+from cache.shards import ShardFormatError, Written
 from manifests.errors import CacheError
 
 FAILURES: Final = "failures.jsonl"
@@ -45,51 +43,58 @@ SUBJECT: Final = {"priors": "sample", "images": "image"}  # what the row number 
 class Store:
     """One cache. Open it with `create_or_resume` or `open`; both check the metadata's checksums."""
 
-    def __init__(self, root: Path, meta: Meta) -> None:
-        self.root, self.meta = root, meta
-        self.commits = Commits(root, create.plan_fields(meta))
-        self._arrays: dict[str, zarr.Array] = {}
+    def __init__(self, place: Place, meta: Meta) -> None:
+        self.place, self.meta = place, meta
+        self.commits = Commits(place, create.plan_fields(meta))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (self.root, self.meta)  # open arrays stay behind: every process opens its own
+        return Store, (self.place, self.meta)
 
     @classmethod
     def create_or_resume(
         cls,
-        root: str | os.PathLike[str],
+        where: Where,
         *,
         kind: Kind,
         identity: Mapping[str, Any],
         soft: Mapping[str, Any],
         arrays: Sequence[ArraySpec],
         units: int,
-        files: Mapping[str, Path | bytes],
+        files: Mapping[str, bytes],
         overwrite: bool = False,
         option: str = "--cache",
     ) -> Store:
-        """The cache at `root`, made new, or the existing one if it is the same, to write its missing units.
+        """The cache at `where`, made new, or the existing one if it is the same, to write its missing units.
 
         identity, soft: JSON values; a difference in `identity` (or arrays, units, files) raises IdentityMismatch that
         names every field with both values, one in `soft` is logged as a warning and the first run's values stay.
         files: metadata files, by name in the cache: "manifest.parquet", "rows.parquet".
-        overwrite: a cache of ours at `root` that is another one is deleted first (caches in its subfolders stay).
-        option: the command's option that chose `root`, for messages; they offer --overwrite for "--cache" only.
+        overwrite: a cache of ours that is another one is deleted first (caches in its subfolders stay).
+        option: the command's option that chose `where`, for messages; they offer --overwrite for "--cache" only.
         Raises CacheError, before anything is written, for a folder that is not ours and for too little free disk.
         """
+        place = place_of(where)
         if units < 1:
-            raise CacheError(f"{root}: there is nothing to extract: the plan has no unit (did every sample fail?)")
+            raise CacheError(f"{place}: there is nothing to extract: the plan has no unit (did every sample fail?)")
         meta = Meta(
             kind=kind, units=units, identity=plain(dict(identity)), soft=plain(dict(soft)),
             arrays={spec.name: spec for spec in arrays}, files={}, state="planned",
         )  # fmt: skip
-        path = Path(root).absolute()  # workers may have another current folder
-        return cls(path, create.create_or_resume(path, meta, files, overwrite, option))
+        return cls(place, create.create_or_resume(place, meta, files, overwrite, option))
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str]) -> Store:
-        """An existing cache, complete or not. Raises CacheError if there is none, or its metadata is damaged."""
-        path = Path(root).absolute()
-        return cls(path, create.read_meta(path))
+    def open(cls, where: Where, *, check_files: bool = True) -> Store:
+        """An existing cache, complete or not. Raises CacheError if there is none, or its metadata is damaged.
+
+        check_files=False: only cache.json itself is checked, for `verify`, which says all that is wrong.
+        """
+        place = place_of(where)
+        return cls(place, create.read_meta(place, check_files=check_files))
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.place.name
 
     @property
     def complete(self) -> bool:
@@ -100,7 +105,7 @@ class Store:
         return range(self.meta.units)
 
     def committed_units(self) -> list[int]:
-        """Units that exist now, sorted. CacheError for a damaged commit record."""
+        """Units that exist now, sorted."""
         return [unit for unit in self.commits.units() if unit < self.meta.units]
 
     def missing_units(self) -> list[int]:
@@ -108,10 +113,15 @@ class Store:
         committed = set(self.committed_units())
         return [unit for unit in self.planned_units if unit not in committed]
 
+    def file(self, name: str) -> Any:
+        """A metadata file as pyarrow.parquet.ParquetFile takes it: a path, or a buffer. Its digest was checked."""
+        return self.place.source(name)
+
     def reference(self) -> dict[str, Any]:
         """What another cache records to name this one: its identity, and the digest of its rows where it has them."""
-        rows = self.root / "rows.parquet"
-        return {"identity": self.meta.identity, "rows": table_digest(pq.read_table(rows)) if rows.is_file() else None}
+        rows = "rows.parquet"
+        digest = table_digest(pq.read_table(self.file(rows))) if rows in self.meta.files else None
+        return {"identity": self.meta.identity, "rows": digest}
 
     def write_unit(self, unit: int, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> None:
         """Write one unit and commit it. arrays: for every array the whole unit, [slots_per_unit, *item_shape].
@@ -122,20 +132,22 @@ class Store:
         a full disk, and if the unit is committed already with other content (the committed one is not touched).
         """
         if unit not in self.planned_units:
-            raise CacheError(f"{self.root}: there is no unit {unit}, the plan has {self.meta.units}")
+            raise CacheError(f"{self.name}: there is no unit {unit}, the plan has {self.meta.units}")
         record = plain(dict(record))
         check_failures(record.get("failures", []), SUBJECT[self.meta.kind])
         check_names(set(arrays), set(self.meta.arrays))
         for name, spec in self.meta.arrays.items():
             check_values(spec, unit, arrays[name])
-        with self._disk_errors(unit), locked(self.root / create.LOCK, unit, 1):
-            exists = self.commits.get(unit) is not None
-            shards = {name: self._shard(spec, unit, arrays[name], exists) for name, spec in self.meta.arrays.items()}
-            data = self.commits.bytes_of(unit, shards, record)
-            if exists:
-                self.commits.require_equal(unit, data)
-            else:
-                self.commits.put(unit, data)
+        with self._disk_errors(unit), self.place.unit(unit) as require_run:
+            if self.commits.get(unit) is not None:
+                written = {name: _encoded(spec, arrays[name]) for name, spec in self.meta.arrays.items()}
+                self.commits.require_equal(unit, self.commits.bytes_of(unit, written, record))
+                return
+            specs = {self._shard(spec, unit): spec for spec in self.meta.arrays.values()}
+            put = self.place.write_shards({name: (spec, arrays[spec.name]) for name, spec in specs.items()})
+            written = {spec.name: put[name] for name, spec in specs.items()}
+            require_run()
+            self.commits.put(unit, self.commits.bytes_of(unit, written, record))
 
     def finish(self, planned_failures: Sequence[Mapping[str, Any]] = ()) -> None:
         """Close a cache whose units are all committed: writes failures.jsonl (those of the commits and
@@ -144,122 +156,97 @@ class Store:
         subject = SUBJECT[self.meta.kind]
         planned = [plain(dict(failure)) for failure in planned_failures]
         check_failures(planned, subject)
-        with self._disk_errors(None), locked(self.root / create.LOCK):
+        with self._disk_errors(None):
             if missing := self.missing_units():
                 raise CacheError(
-                    f"{self.root}: {len(missing)} of {self.meta.units} units are missing (the first is {missing[0]}); "
+                    f"{self.name}: {len(missing)} of {self.meta.units} units are missing (the first is {missing[0]}); "
                     "run extract again to resume"
                 )
             entries = planned + self._committed_failures()
             entries.sort(key=lambda entry: (entry[subject], canonical_json(entry)))
             data = b"".join(canonical_json(entry) + b"\n" for entry in entries)
-            stored = create.read_meta(self.root)
+            stored = create.read_meta(self.place)
             meta = replace(stored, files=stored.files | {FAILURES: hashlib.sha256(data).hexdigest()}, state="complete")
             if stored.state == "complete" and meta.files != stored.files:
-                raise CacheError(f"{self.root} is complete with other failures than these; its {FAILURES} is kept")
-            write_whole(self.root / FAILURES, data, self.root / create.SCRATCH)
-            write_whole(self.root / create.META, meta.to_bytes(), self.root / create.SCRATCH)
+                raise CacheError(f"{self.name} is complete with other failures than these; its {FAILURES} is kept")
+            self.place.write(FAILURES, data)
+            self.place.write(create.META, meta.to_bytes())
             self.meta = meta
+
+    def reopen(self) -> None:
+        """Make a complete cache one that is being written again: some of its units are to be redone."""
+        files = {name: sha for name, sha in self.meta.files.items() if name != FAILURES}
+        meta = replace(self.meta, files=files, state="planned")
+        with self._disk_errors(None):
+            self.place.write(create.META, meta.to_bytes())
+            self.place.remove(FAILURES)
+        self.meta = meta
 
     def failures(self) -> list[dict[str, Any]]:
         """What has failed so far: all of failures.jsonl if the cache is complete, else that of the committed units."""
         if not self.complete:
             return self._committed_failures()
-        return [json.loads(line) for line in (self.root / FAILURES).read_bytes().splitlines()]
+        return [json.loads(line) for line in self.place.read(FAILURES).splitlines()]
 
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Slots [start, stop) of an array: [stop - start, *item_shape], crc-checked, writable.
+    def read(self, name: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Slots [start, stop) of an array: [stop - start, *item_shape], every chunk as it was committed.
 
-        Raises CacheError if any of them belongs to a unit that is not committed, or is damaged on disk.
+        out: where they go, C-contiguous, of that shape and dtype; fastest where it begins on a page.
+        Raises CacheError if any of them belongs to a unit that is not committed, or is damaged.
         """
         spec = self.meta.arrays.get(name)
         if spec is None:
-            raise CacheError(f"{self.root} has no array {name!r}, only {', '.join(sorted(self.meta.arrays))}")
+            raise CacheError(f"{self.name} has no array {name!r}, only {', '.join(sorted(self.meta.arrays))}")
         if not 0 <= start <= stop <= self.meta.units * spec.slots_per_unit:
-            raise CacheError(f"{self.root}: array {name} has no slots {start} to {stop}")
-        if start == stop:
-            return np.empty((0, *spec.item_shape), spec.dtype)
+            raise CacheError(f"{self.name}: array {name} has no slots {start} to {stop}")
+        if out is None:
+            out = np.empty((stop - start, *spec.item_shape), spec.dtype)
+        for unit, first, last in self._spans(spec, start, stop):
+            begin = unit * spec.slots_per_unit + first - start
+            self._read_unit(spec, unit, first, last, out[begin : begin + last - first])
+        return out
+
+    def advise(self, name: str, start: int, stop: int) -> None:
+        """These slots will be read soon: a disk may begin."""
+        spec = self.meta.arrays[name]
+        for unit, first, last in self._spans(spec, start, stop):
+            self.place.advise(self._shard(spec, unit), *shards.extent(spec, first, last))
+
+    def _spans(self, spec: ArraySpec, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(unit, first, last): slots [start, stop) by unit, counted inside it."""
         size = spec.slots_per_unit
-        parts = [
-            self._read_unit(spec, unit, max(start, unit * size), min(stop, (unit + 1) * size))
-            for unit in range(start // size, (stop - 1) // size + 1)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for unit in range(start // size, -(-stop // size)) if stop > start else ():
+            yield unit, max(start - unit * size, 0), min(stop - unit * size, size)
 
-    def verify(self) -> list[str]:
-        """Read everything and compare it with the checksums; one line per problem, [] for a sound cache."""
-        problems = create.damaged_files(self.root, self.meta)
-        for unit in self.planned_units:
-            try:
-                commit = self.commits.get(unit)
-            except CacheError as error:
-                problems.append(str(error))
-                continue
-            if commit is not None:
-                found = [self._damage(spec, unit, commit) for spec in self.meta.arrays.values()]
-                problems += [problem for problem in found if problem]
-            elif self.complete:
-                problems.append(f"unit {unit}: the cache is complete but {self.commits.path(unit)} is missing")
-        return problems
-
-    def _shard(self, spec: ArraySpec, unit: int, values: np.ndarray, exists: bool) -> dict[str, Any]:
-        """Encode one shard and, unless the unit is committed, put it on disk and read it back. -> its commit entry."""
-        zarr_json = (self._folder(spec) / "zarr.json").read_bytes()
-        data = encode_shard(zarr_json, spec, unit, values)
-        intended = (data.nbytes, hashlib.sha256(data).hexdigest())
-        if not exists:
-            path = self._path(spec, unit)
-            write_whole(path, data, self.root / create.SCRATCH)
-            if size_and_sha256(path, from_disk=True) != intended:
-                raise CacheError(f"{path}: the disk gave back other bytes than were written; nothing was committed")
-        return {"bytes": intended[0], "sha256": intended[1], "slots": spec.slots_per_unit}
-
-    def _read_unit(self, spec: ArraySpec, unit: int, start: int, stop: int) -> np.ndarray:
+    def _read_unit(self, spec: ArraySpec, unit: int, first: int, last: int, out: np.ndarray) -> None:
         commit = self.commits.get(unit)
         if commit is None:
+            start = unit * spec.slots_per_unit
             raise CacheError(
-                f"{self.root}: slots {start} to {stop} of {spec.name} belong to unit {unit}, which is not extracted "
-                "yet; run extract again to resume"
+                f"{self.name}: slots {start + first} to {start + last} of {spec.name} belong to unit {unit}, which is "
+                "not extracted yet; run extract again to resume"
             )
         try:
-            # without this, zarr reads a shard that is gone as zeros
-            if (size := self._path(spec, unit).stat().st_size) != commit["shards"][spec.name]["bytes"]:
-                raise ValueError(f"its file has {size} bytes, {commit['shards'][spec.name]['bytes']} were committed")
-            return np.asarray(self._array(spec)[start:stop])
-        except (ValueError, FileNotFoundError) as error:  # zarr's checksums raise ValueError
-            raise CacheError(f"{self._damaged(spec, unit)}: {error}") from error
-        except Exception as error:  # too many open files, no memory: no reason to call the data damaged
-            raise CacheError(f"{self._path(spec, unit)} can not be read ({type(error).__name__}: {error})") from error
+            with self.place.opened(spec, self._shard(spec, unit)) as fetch:
+                shards.read(spec, fetch, first, last, out=out, crcs=commit["shards"][spec.name].crcs)
+        except (ShardFormatError, FileNotFoundError) as error:
+            raise CacheError(f"{self.damaged(spec, unit)}: {error}") from error
+        except OSError as error:  # too many open files, no network: no reason to call the data damaged
+            raise CacheError(f"{self.place.path(self._shard(spec, unit))} can not be read: {error}") from error
 
-    def _damage(self, spec: ArraySpec, unit: int, commit: dict[str, Any]) -> str | None:
-        expected = (commit["shards"][spec.name]["bytes"], commit["shards"][spec.name]["sha256"])
-        try:
-            found = size_and_sha256(self._path(spec, unit))
-        except OSError as error:
-            return f"{self._damaged(spec, unit)}: {error.strerror}"
-        wrong = f"{self._damaged(spec, unit)}: bytes and sha256 are {found}, not {expected}"
-        return None if found == expected else wrong
-
-    def _damaged(self, spec: ArraySpec, unit: int) -> str:
+    def damaged(self, spec: ArraySpec, unit: int) -> str:
+        """What a message says of a damaged shard, and the cure."""
         return (
-            f"{self.root}: array {spec.name}, unit {unit} is damaged ({self._path(spec, unit)}); delete "
-            f"{self.commits.path(unit)} and run extract again to redo the unit"
+            f"{self.name}: array {spec.name}, unit {unit} is damaged ({self.place.path(self._shard(spec, unit))}); run "
+            "`cache verify --repair`, then extract again to redo the unit"
         )
 
     def _committed_failures(self) -> list[dict[str, Any]]:
-        commits = (self.commits.get(unit) for unit in self.committed_units())
-        return [failure for commit in commits if commit for failure in commit["record"].get("failures", [])]
+        records = (commit["record"] for unit, commit in self.commits.records() if unit < self.meta.units)
+        return [failure for record in records for failure in record.get("failures", [])]
 
-    def _folder(self, spec: ArraySpec) -> Path:
-        return self.root / self.meta.group / spec.name
-
-    def _path(self, spec: ArraySpec, unit: int) -> Path:
-        return self._folder(spec) / spec.shard_key(unit)
-
-    def _array(self, spec: ArraySpec) -> zarr.Array:
-        if spec.name not in self._arrays:
-            self._arrays[spec.name] = zarr.open_array(LocalStore(self._folder(spec), read_only=True), mode="r")
-        return self._arrays[spec.name]
+    def _shard(self, spec: ArraySpec, unit: int) -> str:
+        return create.shard_name(self.meta, spec, unit)
 
     @contextmanager
     def _disk_errors(self, unit: int | None) -> Iterator[None]:
@@ -270,18 +257,23 @@ class Store:
             raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise CacheError(f"{self.root} can not be written: {error}") from error
+                raise CacheError(f"{self.name} can not be written: {error}") from error
             if unit is not None:
                 self._drop(unit)
             raise CacheError(
-                f"{self.root}: disk full; {len(self.committed_units())} of {self.meta.units} units committed, "
+                f"{self.name}: disk full; {len(self.committed_units())} of {self.meta.units} units committed, "
                 "free space and run the same command again"
             ) from error
 
     def _drop(self, unit: int) -> None:
         """Remove what a failed write left of a unit, unless it is committed."""
-        with locked(self.root / create.LOCK, unit, 1):
+        with self.place.unit(unit):
             if self.commits.get(unit) is None:
                 for spec in self.meta.arrays.values():
-                    self._path(spec, unit).unlink(missing_ok=True)
-                    sync_folder(self._folder(spec))
+                    self.place.remove(self._shard(spec, unit))
+
+
+def _encoded(spec: ArraySpec, values: np.ndarray) -> Written:
+    """What writing these values would give."""
+    buffers, crcs = shards.encode(spec, values)
+    return Written(bytes=spec.shard_bytes, sha256=shards.sha256(buffers), crcs=crcs)

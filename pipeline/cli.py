@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import tyro
 
 from manifests.errors import PipelineError
-from pipeline import evaluate, extract, inspect, train_head
+from pipeline import cache, evaluate, extract, inspect, train_head
 
 Command = (
     Annotated[extract.Extract, tyro.conf.subcommand("extract")]
     | Annotated[train_head.TrainHead, tyro.conf.subcommand("train-head")]
     | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[inspect.Manifest, tyro.conf.subcommand("manifest")]
-    | Annotated[inspect.Cache, tyro.conf.subcommand("cache")]
+    | Annotated[cache.Cache, tyro.conf.subcommand("cache")]
     | Annotated[inspect.LMMs, tyro.conf.subcommand("lmms")]
 )
 RUN: dict[type, Callable[[Any], None]] = {
@@ -25,9 +25,10 @@ RUN: dict[type, Callable[[Any], None]] = {
     train_head.TrainHead: train_head.run,
     evaluate.Evaluate: evaluate.run,
     inspect.Manifest: inspect.run_manifest,
-    inspect.Cache: inspect.run_cache,
+    cache.Cache: cache.run_cache,
     inspect.LMMs: inspect.run_lmms,
 }
+SHORT = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)  # `cache info`, not `cache action:info`
 DESCRIPTION = "Ground a frozen large multimodal model: extract its attention priors once, train heads, evaluate."
 
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 2 an error that the user can mend, printed as one line."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    args = tyro.cli(Command, prog="run_pipeline.py", description=DESCRIPTION, args=argv)  # type: ignore[call-overload]
+    args = tyro.cli(Command, prog="run_pipeline.py", description=DESCRIPTION, args=argv, config=SHORT)  # type: ignore[call-overload]
     try:
         RUN[type(args)](args)
     except PipelineError as error:

@@ -16,8 +16,8 @@ from pipeline.train_head import bytes_read, choose_device, prepare_out, shown_by
 class Evaluate:
     """Evaluate a head: RES cIoU, mIoU, P@X; PNG average recall; keyword precision, recall, F1. Failed samples miss."""
 
-    cache: Path = Path("runs/cache")
-    """A complete cache that `extract` made."""
+    cache: str = "runs/cache"
+    """A complete cache that `extract` made: a folder or s3://bucket/prefix."""
     head: Path = Path("runs/head")
     """Folder of a head that `train-head` made."""
     out: Path = Path("runs/evaluation")
@@ -63,7 +63,7 @@ def run(args: Evaluate) -> None:
     about = {
         "lmm": soft.get("lmm", "unknown"),
         "head": f"{training['head']}, {training['parameters']:,} parameters, {len(training['epochs'])} epochs",
-        "cache": str(args.cache),
+        "cache": args.cache,
         "samples": len(indices),
         "objects": objects,
         "failed samples": len(outcome.failures),

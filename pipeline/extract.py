@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,9 +32,9 @@ class Extract:
     """scenes (generated here), refcoco, refcoco+, refcocog, png, own, … (see `manifest build --help`)."""
     data_root: Path | None = None
     """Folder that holds the data; default: data/scenes for scenes."""
-    cache: Path = Path("runs/cache")
-    """Where the priors go."""
-    images: Path | None = None
+    cache: str = "runs/cache"
+    """Where the priors go: a folder or s3://bucket/prefix."""
+    images: str | None = None
     """Where the SAM embeddings go, or are already; default: CACHE/images."""
     splits: tuple[str, ...] | None = None
     """Only these splits."""
@@ -89,11 +88,6 @@ def run(args: Extract) -> None:
     import torch
     from tqdm import tqdm
 
-    from pipeline.extract_record import Record
-    from pipeline.runtime import run_units
-    from stages.extract.stage import close, work_left
-    from stages.extract.worker import ExtractionWorker
-
     start = time.perf_counter()
     extraction = _prepare(args)
     gpus = torch.cuda.device_count() if extraction.device == "cuda" else int(extraction.device.startswith("cuda:"))
@@ -114,25 +108,34 @@ def run(args: Extract) -> None:
     _print_plan(args, extraction, plan, workers, gpus)
     if args.dry_run:
         return
-    images, priors = extraction.create(plan, overwrite=args.overwrite)
+    options: dict[str, Any] = {
+        "workers": workers,
+        "local": args.local,
+        # Ray gives each actor its share of all GPUs; a numbered one is used as it was named
+        "gpus": extraction.gpus if extraction.device == "cuda" else 0,
+        "threads": threads,
+        "in_flight": IN_FLIGHT if extraction.gpus else 1,
+        "address": args.ray_address,
+    }
+    with extraction.writing(plan, overwrite=args.overwrite) as (images, priors):
+        _fill(extraction, plan, images, priors, options, planning=time.perf_counter() - start)
+
+
+def _fill(extraction: Any, plan: Any, images: Any, priors: Any, options: dict[str, Any], *, planning: float) -> None:
+    """Run the units that are missing. options: of `run_units`."""
+    from pipeline.extract_record import Record
+    from pipeline.runtime import run_units
+    from stages.extract.stage import close, work_left
+    from stages.extract.worker import ExtractionWorker
+
     todo = work_left(images, priors)
     record = Record.load(extraction, images, priors)
     if not todo and record.complete:
         print(record.summary("nothing was left to do; "))
         return
-    record.begin(planning=time.perf_counter() - start)
-    worker_config = extraction.worker(threads)
-    reports = run_units(
-        lambda: ExtractionWorker(worker_config),
-        todo,
-        workers=workers,
-        local=args.local,
-        # Ray gives each actor its share of all GPUs; a numbered one is used as it was named
-        gpus=extraction.gpus if extraction.device == "cuda" else 0,
-        threads=threads,
-        in_flight=IN_FLIGHT if extraction.gpus else 1,
-        address=args.ray_address,
-    )
+    record.begin(planning=planning)
+    config = extraction.worker(options["threads"])
+    reports = run_units(lambda: ExtractionWorker(config), todo, **options)
     try:
         for report in shown(reports, todo, plan):
             record.add(report)
@@ -203,6 +206,7 @@ def _prepare(args: Extract) -> Any:
     """The dataset's samples and everything that identifies the run."""
     import torch
 
+    from cache.places import place_of
     from stages.extract.lmm import require_attention
     from stages.extract.presets import STORED, resolve_lmm
     from stages.extract.stage import Extraction
@@ -229,12 +233,13 @@ def _prepare(args: Extract) -> Any:
     if not (args.dry_run or args.elsewhere):
         require_attention(args.attention, dtype)
     root = data_root(args.dataset, args.data_root)
+    cache = place_of(args.cache)
     samples = build_samples(args)
     return Extraction(
         samples=samples,
         data_root=root,
-        cache=args.cache,
-        images=args.images or args.cache / "images",
+        cache=cache,
+        images=place_of(args.images) if args.images else cache.at("images"),
         lmm=lmm,
         dtype=dtype,
         merge=args.merge,
@@ -281,10 +286,7 @@ def _text(args: Extract, extraction: Any) -> Any:
 
 
 def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: int) -> None:
-    folder = extraction.cache
-    while not folder.exists():
-        folder = folder.absolute().parent
-    free = shutil.disk_usage(folder).free
+    disk = extraction.cache.disk()
     where = f"{gpus} GPU(s)" if gpus else f"CPU, {os.cpu_count()} cores"
     lmm = extraction.lmm
     height, width = lmm.grid
@@ -300,7 +302,7 @@ def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: i
         "images": f"{len(plan.image_rows)} different",
         "to write": f"priors {plan.priors_bytes / 1e9:.3f} GB, SAM embeddings {plan.image_bytes / 1e9:.3f} GB "
         f"({plan.units} + {plan.image_units} units)",
-        "free disk": f"{free / 1e9:.1f} GB at {folder}",
+        "free disk": f"{disk.free / 1e9:.1f} GB" if disk else "not limited",
         "device": f"{where}, " + ("one worker in this process" if args.local else f"{workers} Ray worker(s)"),
         "cache": str(extraction.cache),
     }

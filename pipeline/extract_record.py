@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from cache.places import Place
+
+ENDING: Final = ".extract.json"
 
 
 class Record:
@@ -15,18 +18,19 @@ class Record:
     It is written after every unit, so that a run that was killed is counted by the one that resumes it.
     """
 
-    def __init__(self, cache: Path, images: Path, plan: str, values: dict[str, Any]):
+    def __init__(self, cache: Place, images: Place, plan: str, values: dict[str, Any]):
         self.cache, self.images, self.plan, self.values = cache, images, plan, values
-        self.path = cache.parent / f"{cache.name}.extract.json"
+        self.path = f"{cache.name}{ENDING}"
         self.done: Counter[str] = Counter(values.get("extracted", {}))
         self.seconds: defaultdict[str, float] = defaultdict(float, values.get("seconds", {}))
 
     @classmethod
     def load(cls, extraction: Any, images: Any, priors: Any) -> Record:
         """What earlier runs of the same plan recorded; empty for another plan, or a cache that was deleted since."""
-        record = cls(extraction.cache, extraction.images, priors.commits.plan, {})
+        cache = extraction.cache
+        record = cls(cache, extraction.images, priors.commits.plan, {})
         try:
-            values = json.loads(record.path.read_text())
+            values = json.loads(cache.read_beside(ENDING))
             same = values["plan"] == priors.commits.plan
             begun = priors.committed_units() or (not values["complete"] and images.committed_units())
         except (OSError, ValueError, KeyError, TypeError):
@@ -34,7 +38,7 @@ class Record:
         if not (same and begun):
             return record
         values["complete"] = bool(values["complete"] and images.complete and priors.complete)
-        return cls(extraction.cache, extraction.images, priors.commits.plan, values)
+        return cls(cache, extraction.images, priors.commits.plan, values)
 
     @property
     def complete(self) -> bool:
@@ -78,7 +82,7 @@ class Record:
             "seconds": {name: round(value, 2) for name, value in sorted(self.seconds.items())},
             "objects_per_s": float(f"{self.done['objects'] / max(1e-9, working):.3g}"),
         } | more
-        self.path.write_text(json.dumps(self.values, indent=1) + "\n")
+        self.cache.write_beside(ENDING, json.dumps(self.values, indent=1).encode() + b"\n")
 
     def summary(self, news: str = "") -> str:
         """One line for the terminal, and where failures are listed."""

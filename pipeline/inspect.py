@@ -1,4 +1,4 @@
-"""`run_pipeline.py manifest | cache | lmms`: look at data, caches and known LMMs."""
+"""`run_pipeline.py manifest | lmms`: look at data and known LMMs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
-
-from manifests.errors import PipelineError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,42 +54,6 @@ def run_manifest(args: Manifest) -> None:
         print(f"  can not be used: {each['sample_id']}: {each['reason']}")
     splits = [{"dataset": d, "split": s, **count} for (d, s), count in counts.items()]
     print(json.dumps({"splits": splits, "problems": len(problems)}))
-
-
-@dataclass(kw_only=True, slots=True)
-class Cache:
-    """info: shapes, identity, what is done.   verify: read every byte and compare it with its checksum."""
-
-    action: Annotated[Literal["info", "verify"], tyro.conf.Positional]
-    cache: Path = Path("runs/cache")
-    """A priors cache or an image cache."""
-
-
-def run_cache(args: Cache) -> None:
-    from cache.store import Store
-
-    store = Store.open(args.cache)
-    committed = store.committed_units()
-    info: dict[str, Any] = {
-        "kind": store.meta.kind,
-        "state": store.meta.state,
-        "units": {"committed": len(committed), "planned": store.meta.units},
-        "arrays": {
-            name: {"shape": [store.meta.units * spec.slots_per_unit, *spec.item_shape], "dtype": spec.dtype}
-            for name, spec in store.meta.arrays.items()
-        },
-        "bytes": len(committed) * store.meta.unit_bytes,
-        "failures": len(store.failures()),
-        "identity": store.meta.identity,
-        "soft": store.meta.soft,
-    }
-    if args.action == "info":
-        print(json.dumps(info, indent=1))
-        return
-    problems = store.verify()
-    print("\n".join(problems) or f"{args.cache}: {len(committed)} of {store.meta.units} units, every byte as committed")
-    if problems:
-        raise PipelineError(f"{args.cache}: {len(problems)} problem(s)")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,8 +17,8 @@ from manifests.errors import PipelineError
 class TrainHead:
     """Train mask decoder, mask refiner and keyword selector from a cache; neither the LMM nor an image is opened."""
 
-    cache: Path = Path("runs/cache")
-    """A complete cache that `extract` made."""
+    cache: str = "runs/cache"
+    """A complete cache that `extract` made: a folder or s3://bucket/prefix."""
     out: Path = Path("runs/head")
     """Folder for the head: weights, config, training.json."""
     head: str = "unet-sam"
@@ -85,7 +85,7 @@ def run(args: TrainHead) -> None:
         "head": args.head,
         "recipe": asdict(recipe),
         "parameters": sum(p.numel() for p in head.parameters()),
-        "cache": str(args.cache),
+        "cache": args.cache,
         "cache_identity": priors.identity,
         "epochs": history.epochs,
         "steps": history.steps,

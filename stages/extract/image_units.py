@@ -42,7 +42,7 @@ class ImageUnits:
 
     @cached_property
     def rows(self) -> Rows:
-        return Rows.read(self.store.root / "rows.parquet", IMAGE_SCHEMA)
+        return Rows.read(self.store.file("rows.parquet"), IMAGE_SCHEMA)
 
     @cached_property
     def model(self) -> Any:

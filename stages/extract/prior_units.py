@@ -59,11 +59,11 @@ class PriorUnits:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        return read_manifest(self.store.root / "manifest.parquet")
+        return read_manifest(self.store.file("manifest.parquet"))
 
     @cached_property
     def rows(self) -> Rows:
-        return Rows.read(self.store.root / "rows.parquet", ROW_SCHEMA)
+        return Rows.read(self.store.file("rows.parquet"), ROW_SCHEMA)
 
     @cached_property
     def processor(self) -> LMMProcessor:

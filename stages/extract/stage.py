@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from os.path import relpath
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from cache.create import bytes_to_write, require_ours, require_space
 from cache.identity import plain
+from cache.places import Place
 from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, ImageRow, rows_bytes, rows_table
 from cache.store import Store
 from manifests.errors import CacheError, DatasetError
@@ -37,8 +38,8 @@ class Extraction:
 
     samples: Sequence[Sample]
     data_root: Path
-    cache: Path
-    images: Path
+    cache: Place
+    images: Place
     lmm: LMMPreset
     dtype: str
     merge: Merge
@@ -55,8 +56,8 @@ class Extraction:
     def worker(self, threads: int) -> WorkerConfig:
         """What a worker has to know; `threads`: CPU threads of torch."""
         return WorkerConfig(
-            cache=self.cache.resolve(),
-            images=self.images.resolve(),
+            cache=self.cache,
+            images=self.images,
             data_root=self.data_root.resolve(),
             lmm=self.lmm,
             dtype=self.dtype,
@@ -116,48 +117,62 @@ class Extraction:
             "images": images.reference(),
         }
 
-    def create(self, plan: Plan, *, overwrite: bool = False) -> tuple[Store, Store]:
-        """The image cache and the priors cache, new or resumed.
+    @contextmanager
+    def writing(self, plan: Plan, *, overwrite: bool = False) -> Iterator[tuple[Store, Store]]:
+        """The image cache and the priors cache, new or resumed, to be written by nobody else meanwhile.
 
+        Others may use the image cache as soon as it is complete.
         overwrite: caches of other settings are deleted first, but never an image cache outside --cache: others use it.
-        Raises CacheError, before anything is written, for folders that are not ours and for too little free disk.
+        Raises CacheError, before anything is written, for folders that are not ours, for too little free disk, and
+        where another run is writing.
         """
         if plan.units == 0:
             reasons = "; ".join(str(f["reason"]) for f in plan.failures[:3])
             raise DatasetError(f"none of the {len(plan.rows)} samples can be used: {reasons}")
         require_ours(self.cache, "priors", ("manifest.parquet", "rows.parquet"))
+        own = self.images == self.cache.at("images")
+        require_ours(self.images, "images", ("rows.parquet",), "--cache" if own else "--images")
         require_space(
             {
                 self.images: bytes_to_write(self.images, plan.image_arrays, plan.image_units),
                 self.cache: bytes_to_write(self.cache, plan.arrays, plan.units),
             }
         )
-        shared = self.images.resolve() != (self.cache / "images").resolve()
-        soft: dict[str, Any] = {name: version(name) for name in LIBRARIES} | {
-            "device": self.device,
-            "data_root": str(self.data_root),
-        }
-        images = Store.create_or_resume(
+        with self.cache.sole_writer(), ExitStack() as stack:
+            stack.enter_context(self.images.sole_writer())
+            images = self._image_cache(plan, overwrite=overwrite and own, option="--cache" if own else "--images")
+            if images.complete:
+                stack.close()
+            yield images, self._priors_cache(plan, images, overwrite)
+
+    def _soft(self) -> dict[str, Any]:
+        versions = {name: version(name) for name in LIBRARIES}
+        return versions | {"device": self.device, "data_root": str(self.data_root)}
+
+    def _image_cache(self, plan: Plan, *, overwrite: bool, option: str) -> Store:
+        return Store.create_or_resume(
             self.images,
             kind="images",
             identity=self.image_identity(),
-            soft=soft,
+            soft=self._soft(),
             arrays=plan.image_arrays,
             units=plan.image_units,
             files={"rows.parquet": rows_bytes(rows_table(plan.image_rows, IMAGE_SCHEMA))},
-            overwrite=overwrite and not shared,
-            option="--images" if shared else "--cache",
+            overwrite=overwrite,
+            option=option,
         )
-        soft |= {"lmm": self.lmm.source, "images": relpath(self.images, self.cache), "batch_size": plan.batch_size}
+
+    def _priors_cache(self, plan: Plan, images: Store, overwrite: bool) -> Store:
+        named = {"lmm": self.lmm.source, "images": self.cache.relative(self.images), "batch_size": plan.batch_size}
         with TemporaryDirectory() as folder:
             manifest = Path(folder) / "manifest.parquet"
             write_manifest(manifest, self.samples, self.meta)
             manifest_bytes = manifest.read_bytes()
-        priors = Store.create_or_resume(
+        return Store.create_or_resume(
             self.cache,
             kind="priors",
             identity=self.identity(images),
-            soft=soft,
+            soft=self._soft() | named,
             arrays=plan.arrays,
             units=plan.units,
             files={
@@ -166,7 +181,6 @@ class Extraction:
             },
             overwrite=overwrite,
         )
-        return images, priors
 
 
 def work_left(images: Store, priors: Store) -> list[WorkUnit]:
@@ -184,4 +198,4 @@ def close(images: Store, priors: Store, plan: Plan) -> None:
 
 
 def _table(store: Store) -> list[dict[str, Any]]:
-    return pq.read_table(store.root / "rows.parquet").to_pylist()
+    return pq.read_table(store.file("rows.parquet")).to_pylist()

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from cache.places import Place
 from cache.store import Store
 from stages.extract.attention import Merge
 from stages.extract.images import open_image
@@ -32,8 +33,8 @@ class WorkUnit:
 class WorkerConfig:
     """All that a worker needs to know; travels to other processes and machines."""
 
-    cache: Path
-    images: Path
+    cache: Place
+    images: Place
     data_root: Path
     lmm: LMMPreset
     dtype: str

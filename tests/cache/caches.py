@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from cache.layout import ArraySpec
+from cache.plan import ROW_SCHEMA, PlanRow, rows_bytes, rows_table
 from cache.store import Store
+from cache.verify import verify
 
 UNITS = 3
 ARRAYS = [
@@ -17,7 +19,8 @@ ARRAYS = [
 ]
 IDENTITY: dict[str, Any] = {"lmm": {"weights": "aa11", "revision": "main"}, "merge": "mean", "layers": [0, 1, 2]}
 SOFT = {"data": "/data/one", "versions": {"zarr": "3.1.6"}}
-FILES = {"manifest.parquet": b"the samples", "rows.parquet": b"the plan"}
+_ROWS = [PlanRow(sample=unit, unit=unit, slot=6 * unit, objects=5, token_counts=(0,) * 5) for unit in range(UNITS)]
+FILES = {"manifest.parquet": b"the samples", "rows.parquet": rows_bytes(rows_table(_ROWS, ROW_SCHEMA))}
 PLANNED_FAILURES = [{"sample": 9, "reason": "no pixels"}]
 
 
@@ -25,6 +28,8 @@ def values(unit: int) -> dict[str, np.ndarray]:
     """The arrays of a unit; the last slot of each is padding, all zeros (zarr would like to leave it out)."""
     rng = np.random.default_rng(unit)
     arrays = {spec.name: rng.normal(size=spec.unit_shape).astype(spec.dtype) for spec in ARRAYS}
+    maps = np.abs(arrays["attention"].astype(np.float32))
+    arrays["attention"] = (maps / maps.mean((-2, -1), keepdims=True)).astype(np.float16)
     for array in arrays.values():
         array[-1] = 0
     return arrays
@@ -50,6 +55,16 @@ def made(root: Path) -> Store:
     fill(store)
     store.finish(PLANNED_FAILURES)
     return store
+
+
+def root_of(store: Store) -> Path:
+    """The folder of a cache."""
+    return Path(store.name)
+
+
+def texts(store: Store) -> list[str]:
+    """What `verify` says."""
+    return [problem.text for problem in verify(store)]
 
 
 def tree(root: Path) -> dict[str, bytes | None]:

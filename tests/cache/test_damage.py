@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cache import shard_files
 from cache.store import Store
+from cache.verify import repair, verify
 from manifests.errors import CacheError
-from tests.cache.caches import ARRAYS, fill, made, make, shard, tree, values
+from tests.cache.caches import ARRAYS, PLANNED_FAILURES, fill, made, make, root_of, shard, texts, tree, values
 
-INDEX = ARRAYS[0].slots_per_unit * 16 + 4
+END = ARRAYS[0].slots_per_unit * 16 + 4  # bytes of a shard's index and its crc
 
 
 def flip(path: Path, position: int) -> None:
@@ -21,34 +23,40 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param(lambda path: flip(path, 5 * 124 + 7), id="bit of a chunk's values"),
-        pytest.param(lambda path: flip(path, 6 * 124 - 1), id="bit of a chunk's crc"),
-        pytest.param(lambda path: flip(path, -INDEX + 5 * 16), id="bit of the index"),
-        pytest.param(lambda path: flip(path, -1), id="bit of the index's crc"),
-        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-40]), id="truncated"),
-        pytest.param(lambda path: path.write_bytes(b""), id="empty"),
-        pytest.param(lambda path: path.write_bytes(path.read_bytes() + b"\0"), id="longer"),
-        pytest.param(lambda path: path.unlink(), id="missing"),
-    ],
-)
-def test_a_damaged_shard(tmp_path: Path, damage: Callable[[Path], None]) -> None:
-    sound = tree(made(tmp_path / "cache").root)
+PAYLOAD = {
+    "bit of a chunk's values": lambda path: flip(path, 5 * 124 + 7),
+    "bit of a chunk's crc": lambda path: flip(path, 6 * 124 - 1),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    "empty": lambda path: path.write_bytes(b""),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+    "missing": lambda path: path.unlink(),
+    "of another unit": lambda path: path.write_bytes(shard(path.parents[2], 0).read_bytes()),
+}
+INDEX = {  # nothing that `read` looks at; other readers of Zarr do
+    "bit of the index": lambda path: flip(path, -END + 5 * 16),
+    "bit of the index's crc": lambda path: flip(path, -1),
+}
+
+
+@pytest.mark.parametrize("damage", PAYLOAD | INDEX)
+def test_a_damaged_shard(tmp_path: Path, damage: str) -> None:
+    sound = tree(root_of(made(tmp_path / "cache")))
     path = shard(tmp_path / "cache", 1)
-    damage(path)
+    (PAYLOAD | INDEX)[damage](path)
     store = Store.open(tmp_path / "cache")
-    with pytest.raises(CacheError, match=r"array attention, unit 1 is damaged.*delete .*000001\.json and run extract"):
-        store.read("attention", 11, 12)  # the last slot: it is padding, zeros, as a missing shard would read
+    if damage in PAYLOAD:
+        with pytest.raises(CacheError, match=r"array attention, unit 1 is damaged.*run `cache verify --repair`"):
+            store.read("attention", 10, 12)  # the last slot is padding, zeros, as a missing shard would read
     np.testing.assert_array_equal(store.read("attention", 0, 6), values(0)["attention"])
-    assert len(problems := store.verify()) == 1 and str(path) in problems[0]
-    (store.root / "commits" / "000001.json").unlink()  # the cure that the message names
+    problems = verify(store)
+    assert [(p.unit, p.rows) for p in problems] == [(1, (1,))] and str(path) in problems[0].text
+    assert repair(store, problems) == [1]
+    assert verify(Store.open(tmp_path / "cache")) == []
     again = make(tmp_path / "cache")
     assert again.missing_units() == [1]
     fill(again)
-    again.finish([{"sample": 9, "reason": "no pixels"}])
-    assert tree(store.root) == sound
+    again.finish(PLANNED_FAILURES)
+    assert tree(root_of(store)) == sound
 
 
 def test_every_flipped_byte_of_a_shard_is_noticed(tmp_path: Path) -> None:
@@ -57,9 +65,45 @@ def test_every_flipped_byte_of_a_shard_is_noticed(tmp_path: Path) -> None:
     sound = path.read_bytes()
     for position in range(0, len(sound), 11):
         flip(path, position)
-        with pytest.raises(CacheError, match="is damaged"):
-            Store.open(tmp_path / "cache").read("attention", 0, 6)
+        store = Store.open(tmp_path / "cache")
+        assert [problem.unit for problem in verify(store)] == [0]
+        if position < len(sound) - END:
+            with pytest.raises(CacheError, match="is damaged"):
+                store.read("attention", 0, 6)
         path.write_bytes(sound)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values["attention"].__setitem__((2, 0), 0.5), "a map's mean is"),
+        (lambda values: values["attention"].__setitem__((2, 0, 0, 0), -1), "values from -1 to"),
+        (lambda values: values["attention"].__setitem__(3, 0), "slot 9 is planned and did not fail, and holds nothing"),
+        (lambda values: values["attention"].__setitem__(5, 1), "slot 11 belongs to no row, and is not zero"),
+    ],
+)
+def test_values_that_make_no_sense(tmp_path: Path, change: Callable[[dict], None], said: str) -> None:
+    store = make(tmp_path / "cache")
+    content = values(1)
+    change(content)
+    store.write_unit(1, content, {})
+    assert [(problem.unit, said in problem.text) for problem in verify(store)] == [(1, True)]
+
+
+def test_damage_that_no_extraction_can_mend(tmp_path: Path) -> None:
+    made(tmp_path / "cache")
+    flip(tmp_path / "cache" / "rows.parquet", 9)
+    store = Store.open(tmp_path / "cache", check_files=False)
+    with pytest.raises(CacheError, match=r"rows\.parquet is damaged .* can not be repaired: restore the file"):
+        repair(store, verify(store))
+
+
+def test_zarrs_own_files_are_written_anew(tmp_path: Path) -> None:
+    sound = tree(root_of(made(tmp_path / "cache")))
+    flip(tmp_path / "cache" / "priors.zarr" / "scale" / "zarr.json", 9)
+    store = Store.open(tmp_path / "cache", check_files=False)
+    assert repair(store, verify(store)) == []
+    assert tree(tmp_path / "cache") == sound
 
 
 def test_a_missing_commit(tmp_path: Path) -> None:
@@ -68,7 +112,7 @@ def test_a_missing_commit(tmp_path: Path) -> None:
     store = Store.open(tmp_path / "cache")
     with pytest.raises(CacheError, match="unit 2, which is not extracted"):
         store.read("scale", 16, 17)
-    assert [problem for problem in store.verify() if "000002.json is missing" in problem]
+    assert [problem for problem in texts(store) if "000002.json is missing" in problem]
 
 
 @pytest.mark.parametrize("source", ["flipped", "of another unit", "of another cache"])
@@ -82,18 +126,21 @@ def test_a_wrong_commit(tmp_path: Path, source: str) -> None:
     else:
         other = make(tmp_path / "other", identity={"lmm": "other"})
         fill(other)
-        commit.write_bytes((other.root / "commits" / "000002.json").read_bytes())
+        commit.write_bytes((root_of(other) / "commits" / "000002.json").read_bytes())
     store = Store.open(tmp_path / "cache")
-    for use in (lambda: store.read("scale", 16, 17), store.missing_units, lambda: make(tmp_path / "cache")):
-        with pytest.raises(CacheError, match=r"000002\.json.*delete this file and extract again to redo unit 2"):
+    for use in (lambda: store.read("scale", 16, 17), lambda: make(tmp_path / "cache")):
+        with pytest.raises(CacheError, match=r"000002\.json.*run `cache verify --repair`, .* to redo unit 2"):
             use()
-    assert len(store.verify()) == 1
+    problems = verify(store)
+    assert [problem.unit for problem in problems] == [2]
+    repair(store, problems)
+    assert make(tmp_path / "cache").missing_units() == [2]
 
 
 def test_a_resume_does_not_skip_a_committed_unit_whose_shard_is_gone(tmp_path: Path) -> None:
     made(tmp_path / "cache")
     shard(tmp_path / "cache", 2).unlink()
-    with pytest.raises(CacheError, match=r"unit 2 is damaged: .* is missing, 844 bytes were committed; delete "):
+    with pytest.raises(CacheError, match=r"unit 2 is damaged: .* is missing, 844 bytes were committed; run `cache"):
         make(tmp_path / "cache")
 
 
@@ -105,7 +152,7 @@ def test_damaged_metadata(tmp_path: Path, name: str) -> None:
     made(tmp_path / "cache")
     reader = Store.open(tmp_path / "cache")
     flip(tmp_path / "cache" / name, 3)
-    assert any(name in problem for problem in reader.verify())
+    assert any(name in problem for problem in texts(reader))
     for use in (Store.open, make):
         with pytest.raises(CacheError, match=rf"{name} is damaged or was changed"):
             use(tmp_path / "cache")
@@ -125,11 +172,11 @@ def test_damaged_cache_json(tmp_path: Path) -> None:
 
 def test_too_many_open_files_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = made(tmp_path / "cache")
-    monkeypatch.setattr(store, "_array", _no_handles)
+    monkeypatch.setattr(shard_files.os, "open", _no_handles)
     with pytest.raises(CacheError, match="can not be read") as caught:
         store.read("attention", 0, 1)
-    assert "delete" not in str(caught.value)
+    assert "repair" not in str(caught.value)
 
 
-def _no_handles(_: object) -> None:
+def _no_handles(*_: object) -> None:
     raise OSError(24, "Too many open files")

@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from cache.layout import ArraySpec
-from tests.cache.caches import ARRAYS, UNITS, made, values
+from tests.cache.caches import ARRAYS, UNITS, made, root_of, values
 
 
 def expected(spec: ArraySpec) -> np.ndarray:
@@ -20,7 +20,7 @@ def expected(spec: ArraySpec) -> np.ndarray:
 
 @pytest.mark.parametrize("spec", ARRAYS, ids=lambda spec: spec.name)
 def test_plain_zarr_reads_it(tmp_path: Path, spec: ArraySpec) -> None:
-    root = made(tmp_path / "cache").root
+    root = root_of(made(tmp_path / "cache"))
     array = zarr.open_array(root / "priors.zarr" / spec.name, mode="r")
     np.testing.assert_array_equal(array[:], expected(spec), strict=True)
     group = zarr.open_group(root / "priors.zarr", mode="r")
@@ -30,7 +30,7 @@ def test_plain_zarr_reads_it(tmp_path: Path, spec: ArraySpec) -> None:
 @pytest.mark.parametrize("spec", ARRAYS, ids=lambda spec: spec.name)
 def test_tensorstore_reads_it(tmp_path: Path, spec: ArraySpec) -> None:
     tensorstore = pytest.importorskip("tensorstore")
-    root = made(tmp_path / "cache").root
+    root = root_of(made(tmp_path / "cache"))
     store = {"driver": "file", "path": str(root / "priors.zarr" / spec.name)}
     array = tensorstore.open({"driver": "zarr3", "kvstore": store}).result()
     np.testing.assert_array_equal(array.read().result(), expected(spec), strict=True)
@@ -38,7 +38,7 @@ def test_tensorstore_reads_it(tmp_path: Path, spec: ArraySpec) -> None:
 
 @pytest.mark.parametrize("spec", ARRAYS, ids=lambda spec: spec.name)
 def test_a_shard_is_chunks_with_crc_then_an_index_with_crc(tmp_path: Path, spec: ArraySpec) -> None:
-    root = made(tmp_path / "cache").root
+    root = root_of(made(tmp_path / "cache"))
     data = (root / "priors.zarr" / spec.name / spec.shard_key(1)).read_bytes()
     assert len(data) == spec.shard_bytes
     chunks = spec.slots_per_unit // spec.slots_per_chunk

@@ -124,7 +124,7 @@ def make_priors(root: Path, images: Store | None, units: range | None = None) ->
         root, kind="priors", identity={"lmm": "tiny", "images": images.reference() if images else None},
         soft={"images": "images"}, units=packing.units,
         arrays=priors_arrays(packing, channels=C, grid=GRID, layers=M, width=D, token_chunk=2),
-        files={"manifest.parquet": manifest, "rows.parquet": rows_bytes(rows_table(rows, ROW_SCHEMA))},
+        files={"manifest.parquet": manifest.read_bytes(), "rows.parquet": rows_bytes(rows_table(rows, ROW_SCHEMA))},
     )  # fmt: skip
     for unit in units if units is not None else store.missing_units():
         failed = rows[FAILED_IN_THE_LMM].unit == unit

@@ -15,12 +15,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache import files
+from cache import shard_files
 from cache.create import bytes_to_write, require_space
 from cache.layout import ArraySpec
+from cache.places import place_of
 from cache.store import Store
 from manifests.errors import CacheError, IdentityMismatch
-from tests.cache.caches import ARRAYS, FILES, IDENTITY, SOFT, UNITS, fill, made, make, record, tree, values
+from tests.cache.caches import (
+    ARRAYS,
+    FILES,
+    IDENTITY,
+    SOFT,
+    UNITS,
+    fill,
+    made,
+    make,
+    record,
+    root_of,
+    texts,
+    tree,
+    values,
+)
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -30,7 +45,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     for name, start, stop in [("attention", 0, 18), ("attention", 5, 7), ("attention", 4, 13), ("scale", 7, 9)]:
         np.testing.assert_array_equal(store.read(name, start, stop), whole[name][start:stop], strict=True)
     assert store.read("attention", 4, 4).shape == (0, 3, 4, 5)
-    assert store.verify() == []
+    assert texts(store) == []
     for wrong in [("attention", -1, 2), ("attention", 3, 2), ("attention", 0, 19), ("other", 0, 1)]:
         with pytest.raises(CacheError, match="has no"):
             store.read(*wrong)
@@ -63,12 +78,12 @@ def test_only_committed_units_exist(tmp_path: Path) -> None:
 
 def test_failures_are_sorted_and_kept(tmp_path: Path) -> None:
     store = made(tmp_path / "cache")
-    entries = [json.loads(line) for line in (store.root / "failures.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in (root_of(store) / "failures.jsonl").read_text().splitlines()]
     assert [entry["sample"] for entry in entries] == [9, 18, 19, 20]
-    assert entries == store.failures() == Store.open(store.root).failures()
-    before = tree(store.root)
+    assert entries == store.failures() == Store.open(root_of(store)).failures()
+    before = tree(root_of(store))
     store.finish([{"sample": 9, "reason": "no pixels"}])
-    assert tree(store.root) == before
+    assert tree(root_of(store)) == before
     with pytest.raises(CacheError, match="complete with other failures"):
         store.finish()
     with pytest.raises(CacheError, match="a failure must be"):
@@ -83,7 +98,7 @@ def test_values_that_are_not_finite_are_refused_by_slot(tmp_path: Path, bad: flo
     with pytest.raises(CacheError, match=r"array attention, unit 1: slot 10 \(number 4 of the unit\) holds 1 values"):
         store.write_unit(1, arrays, {})
     assert store.committed_units() == []
-    assert not list(store.root.glob("priors.zarr/*/c.*"))
+    assert not list(root_of(store).glob("priors.zarr/*/c.*"))
 
 
 @pytest.mark.parametrize(
@@ -106,14 +121,14 @@ def test_other_arrays_than_planned_are_refused(tmp_path: Path, change: dict, mes
 
 def test_a_committed_unit_is_never_touched_again(tmp_path: Path) -> None:
     store = made(tmp_path / "cache")
-    before = tree(store.root)
+    before = tree(root_of(store))
     store.write_unit(1, values(1), record(1))
     for arrays, note in ((values(0), record(1)), (values(1), record(0))):
         with pytest.raises(CacheError, match="unit 1 is committed with other content"):
             store.write_unit(1, arrays, note)
         with pytest.raises(CacheError, match="unit 1 is committed with other content"):
-            Store.open(store.root).write_unit(1, arrays, note)
-    assert tree(store.root) == before
+            Store.open(root_of(store)).write_unit(1, arrays, note)
+    assert tree(root_of(store)) == before
     with pytest.raises(CacheError, match="there is no unit 3"):
         store.write_unit(3, values(3), {})
 
@@ -132,8 +147,8 @@ def test_two_processes_writing_one_unit_leave_one_sound_unit(tmp_path: Path) -> 
             os._exit(0)
         children.append(child)
     assert sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children) == [0, 3]
-    reader = Store.open(store.root)
-    assert reader.verify() == []
+    reader = Store.open(root_of(store))
+    assert texts(reader) == []
     found = reader.read("attention", 12, 18)
     assert any(np.array_equal(found, values(mine)["attention"]) for mine in (0, 1))
 
@@ -164,12 +179,12 @@ def test_another_plan_is_refused_but_not_another_writer_of_the_same_plan(tmp_pat
     pq.write_table(pa.table({"slot": [0, 4]}), one)
     pq.write_table(pa.table({"slot": [0, 4]}), two, compression="none")
     pq.write_table(pa.table({"slot": [0, 5]}), three)
-    make(tmp_path / "cache", files={"rows.parquet": one})
+    make(tmp_path / "cache", files={"rows.parquet": one.read_bytes()})
     make(tmp_path / "cache", files={"rows.parquet": two.read_bytes()})
     with pytest.raises(IdentityMismatch, match=r"files\.rows\.parquet\.slot\[1\]: cache has 4, this run 5"):
-        make(tmp_path / "cache", files={"rows.parquet": three})
+        make(tmp_path / "cache", files={"rows.parquet": three.read_bytes()})
     with pytest.raises(IdentityMismatch, match=r"files\.manifest\.parquet: cache has nothing"):
-        make(tmp_path / "cache", files={"rows.parquet": one, "manifest.parquet": b""})
+        make(tmp_path / "cache", files={"rows.parquet": one.read_bytes(), "manifest.parquet": b""})
 
 
 def test_other_paths_and_versions_only_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -224,7 +239,7 @@ def test_a_half_made_cache_of_another_layout_leaves_nothing_behind(tmp_path: Pat
     )
     (tmp_path / "cache" / "cache.json").unlink()  # the last file of a creation: as if it had been killed before
     (tmp_path / "cache" / "tmp" / "0123abcd").write_bytes(b"half a file")
-    assert tree(make(tmp_path / "cache").root) == tree(make(tmp_path / "clean").root)
+    assert tree(root_of(make(tmp_path / "cache"))) == tree(root_of(make(tmp_path / "clean")))
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
@@ -250,20 +265,20 @@ def test_too_little_disk_is_said_before_anything_is_written(tmp_path: Path, monk
 def test_caches_on_one_disk_need_room_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(9999, 9000, 999))
-    one, two = tmp_path / "a" / "images", tmp_path / "a"
+    one, two = place_of(tmp_path / "a" / "images"), place_of(tmp_path / "a")
     require_space({one: 600, two: 399})
     with pytest.raises(CacheError, match=r"a/images and .*/a: 1,000 bytes are needed and 999 are free"):
         require_space({one: 600, two: 400})
 
 
 def test_what_is_there_already_needs_no_more_room(tmp_path: Path) -> None:
-    whole = bytes_to_write(tmp_path / "cache", ARRAYS, UNITS)
+    whole = bytes_to_write(place_of(tmp_path / "cache"), ARRAYS, UNITS)
     store = make(tmp_path / "cache")
-    assert bytes_to_write(store.root, ARRAYS, UNITS) == whole > 0
+    assert bytes_to_write(store.place, ARRAYS, UNITS) == whole > 0
     store.write_unit(1, values(1), record(1))
-    assert bytes_to_write(store.root, ARRAYS, UNITS) == whole * 2 // 3
+    assert bytes_to_write(store.place, ARRAYS, UNITS) == whole * 2 // 3
     fill(store)
-    assert bytes_to_write(store.root, ARRAYS, UNITS) == 0
+    assert bytes_to_write(store.place, ARRAYS, UNITS) == 0
 
 
 def test_a_cache_that_another_option_chose_is_named_by_it(tmp_path: Path) -> None:
@@ -286,7 +301,7 @@ def test_half_made_caches_inside_are_no_strangers(tmp_path: Path) -> None:
 def test_a_disk_that_fills_up_mid_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make(tmp_path / "cache")
     store.write_unit(0, values(0), record(0))
-    before = tree(store.root)
+    before = tree(root_of(store))
     syncs = iter(range(100))
 
     def full(handle: int) -> None:  # the second shard does not fit any more
@@ -294,13 +309,13 @@ def test_a_disk_that_fills_up_mid_unit(tmp_path: Path, monkeypatch: pytest.Monke
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", full)
+        patch.setattr(shard_files.os, "fsync", full)
         with pytest.raises(CacheError, match="disk full; 1 of 3 units committed, free space and run the same command"):
             store.write_unit(1, values(1), record(1))
-    assert tree(store.root) == before
+    assert tree(root_of(store)) == before
     fill(store)
     store.finish([{"sample": 9, "reason": "no pixels"}])
-    assert tree(store.root) == tree(made(tmp_path / "whole").root)
+    assert tree(root_of(store)) == tree(root_of(made(tmp_path / "whole")))
 
 
 def test_a_real_disk_that_fills_up(tmp_path: Path) -> None:
@@ -310,34 +325,29 @@ def test_a_real_disk_that_fills_up(tmp_path: Path) -> None:
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no right to mount a small file system")
     try:
-        big = [ArraySpec(name="attention", item_shape=(4096,), dtype="float32", slots_per_unit=16)]  # 256 KiB a unit
+        big = [ArraySpec(name="large", item_shape=(4096,), dtype="float32", slots_per_unit=16)]  # 256 KiB a unit
         store = make(disk / "cache", arrays=big)
         (disk / "other").write_bytes(bytes(600_000))  # somebody else's
-        content = {"attention": np.ones((16, 4096), np.float32)}
+        content = {"large": np.ones((16, 4096), np.float32)}
         store.write_unit(0, content, {})
-        before = tree(store.root)
+        before = tree(root_of(store))
         with pytest.raises(CacheError, match="disk full; 1 of 3 units committed"):
             store.write_unit(1, content, {})
-        assert tree(store.root) == before
+        assert tree(root_of(store)) == before
         with pytest.raises(CacheError, match="bytes are needed"):
             make(disk / "cache", arrays=big)
         (disk / "other").unlink()
         assert make(disk / "cache", arrays=big).missing_units() == [1, 2]
         store.write_unit(1, content, {})
-        assert store.verify() == []
+        assert texts(store) == []
     finally:
         subprocess.run(["umount", str(disk)], check=False)
 
 
 def test_a_disk_that_gives_back_other_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make(tmp_path / "cache", files=FILES)
-    honest = files.write_whole
-
-    def lying(path: Path, data: bytes | memoryview | Path, scratch: Path, **rest: bool) -> None:
-        assert not isinstance(data, Path)
-        honest(path, bytes(data)[:-1] + b"\0", scratch, **rest)
-
-    monkeypatch.setattr("cache.store.write_whole", lying)
+    honest = os.writev
+    monkeypatch.setattr(os, "writev", lambda handle, buffers: honest(handle, [bytes(b)[:-1] + b"\0" for b in buffers]))
     with pytest.raises(CacheError, match="gave back other bytes"):
         store.write_unit(0, values(0), record(0))
     assert store.committed_units() == []

@@ -24,7 +24,8 @@ OPTIONS = {
                    "--sam-checkpoint"],
     "evaluate": ["--cache", "--head", "--out", "--splits", "--lam", "--batch-size", "--data-root", "--device"],
     "manifest": ["--dataset", "--data-root", "--splits", "--limit", "--sentences", "--context", "--file"],
-    "cache": ["--cache"],
+    "cache info": ["--cache"],
+    "cache verify": ["--cache", "--repair"],
     "lmms": [],
 }  # fmt: skip
 
@@ -32,7 +33,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_help_shows_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli(name, "--help")
+        cli(*name.split(), "--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert [option for option in OPTIONS[name] if option not in text] == []
@@ -139,10 +140,12 @@ def test_manifest_and_cache_commands(
     }
     assert last["problems"] == 0
     cli("cache", "info", "--cache", small_cache)
-    info = json.loads(capsys.readouterr().out)
+    info = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert info["state"] == "complete" and info["arrays"]["attention"]["shape"][1:] == [30, 12, 12]
     cli("cache", "verify", "--cache", small_cache)
-    assert "every byte as committed" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.count("every byte as committed") == 2  # also of the images
+    assert [each["problems"] for each in json.loads(out.splitlines()[-1])["caches"]] == [[], []]
 
 
 def test_another_version_of_the_dataset_is_refused_and_names_the_field(

@@ -32,7 +32,7 @@ from stages.extract.presets import resolve_lmm
 from stages.extract.processor import LMMInput, LMMProcessor
 from stages.extract.sam import encode_images, load_sam, preprocess_sam
 from stages.extract.worker import ExtractionWorker
-from tests.cache.caches import make
+from tests.cache.caches import make, root_of
 from tests.helpers import cli, tree
 
 REPO = Path(__file__).parents[3]
@@ -193,14 +193,14 @@ FEW = ["extract", "--dataset", "scenes-refcoco", "--splits", "val", "--local"]
 def test_an_image_cache_of_others_is_never_deleted(
     tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shared = make(tmp_path / "shared", kind="images").root
+    shared = root_of(make(tmp_path / "shared", kind="images"))
     before = tree(shared)
     few = [*FEW, "--data-root", data_root, "--cache", tmp_path / "cache"]
     cli(*few, "--images", shared, "--overwrite", expect=2)
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.endswith("Choose another --images") and str(shared) in message
     assert tree(shared) == before and not (tmp_path / "cache").exists()
-    own = make(tmp_path / "cache" / "images", kind="images").root
+    own = root_of(make(tmp_path / "cache" / "images", kind="images"))
     cli(*few, "--images", own, "--overwrite")  # the cache's own: goes with it
     assert Store.open(own).complete
 

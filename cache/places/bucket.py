@@ -1,0 +1,210 @@
+"""A cache in an S3 bucket, through obstore (the store behind zarr's ObjectStore): put-if-absent, compare-and-swap.
+
+Credentials, region and endpoint come from the environment as usual: AWS_ACCESS_KEY_ID, AWS_REGION, AWS_ENDPOINT_URL, …
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property, wraps
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from cache import shards
+from cache.layout import ArraySpec
+from cache.places import lease
+from cache.places.base import LOCK, Disk, Place
+from cache.places.holder import Holder
+from cache.shards import Fetch, ShardFormatError, Written
+from manifests.errors import CacheError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _as_os_error(method: F) -> F:
+    """obstore's errors are no OSErrors, and pages long."""
+
+    @wraps(method)
+    def call(self: Bucket, *args: Any, **options: Any) -> Any:
+        from obstore.exceptions import AlreadyExistsError, BaseError
+
+        try:
+            return method(self, *args, **options)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.name}/{args[0] if args else ''} is missing") from None
+        except AlreadyExistsError as error:
+            raise FileExistsError(f"{self.name}: {args[0]} exists") from error
+        except BaseError as error:
+            raise OSError(f"{self.name}: {_first_line(error)}") from error
+
+    return call  # type: ignore[return-value]
+
+
+class Bucket(Place):
+    """`s3://bucket/prefix`."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url.rstrip("/"))
+        if not url.removeprefix("s3://").strip("/"):
+            raise CacheError(f"{url} names no bucket; give s3://bucket/prefix")
+        self._run: str | None = None  # the lock's run when this process first wrote here
+
+    @cached_property
+    def store(self) -> Any:
+        try:
+            from obstore.store import S3Store
+        except ImportError:
+            raise CacheError(
+                f"{self.name}: the package obstore is missing; pip install 'frozen-lmm-grounding[s3]'"
+            ) from None
+        return S3Store.from_url(self.name)
+
+    def path(self, name: str) -> str:
+        return f"{self.name}/{name}"
+
+    def at(self, relative: str) -> Place:
+        from cache.places import place_of
+
+        if "://" in relative or relative.startswith("/"):
+            return place_of(relative)
+        bucket, _, prefix = self.name.removeprefix("s3://").partition("/")
+        parts: list[str] = []
+        for part in PurePosixPath(prefix, relative).parts:
+            parts = parts[:-1] if part == ".." else [*parts, part]
+        return Bucket("/".join(["s3:/", bucket, *parts]))
+
+    def relative(self, other: Place) -> str:
+        return other.name.removeprefix(f"{self.name}/")
+
+    @_as_os_error
+    def entries(self) -> list[str]:
+        found = self.store.list_with_delimiter()
+        folders = [f"{PurePosixPath(path).name}/" for path in found["common_prefixes"]]
+        return sorted(folders + [PurePosixPath(each["path"]).name for each in found["objects"]])
+
+    @_as_os_error
+    def sizes(self, folder: str) -> dict[str, int]:
+        return {each["path"]: each["size"] for page in self.store.list(f"{folder}/") for each in page}
+
+    @_as_os_error
+    def get(self, name: str) -> Any:
+        """obstore's answer: the content and what S3 knows of it."""
+        return self.store.get(name)
+
+    def read(self, name: str) -> bytes:
+        return self.get(name).bytes().to_bytes()
+
+    def source(self, name: str) -> pa.Buffer:
+        return pa.py_buffer(self.read(name))
+
+    @_as_os_error
+    def size(self, name: str) -> int | None:
+        try:
+            return self.store.head(name)["size"]
+        except FileNotFoundError:
+            return None
+
+    @_as_os_error
+    def digest(self, name: str) -> str:
+        hasher = hashlib.sha256()
+        for block in self.store.get(name).stream():
+            hasher.update(block)
+        return hasher.hexdigest()
+
+    @contextmanager
+    def opened(self, spec: ArraySpec, name: str) -> Iterator[Fetch]:
+        try:
+            yield lambda offset, buffers: self._fetch(spec, name, offset, buffers)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            if (size := self.size(name)) is not None:
+                _require_size(spec, size)  # a range beyond the end is an error of S3's own
+            raise
+
+    @_as_os_error
+    def _fetch(self, spec: ArraySpec, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
+        length = sum(buffer.nbytes for buffer in buffers)
+        answer = self.store.get(name, options={"range": (offset, offset + length)})
+        _require_size(spec, answer.meta["size"])
+        data = memoryview(answer.bytes())
+        done = 0
+        for buffer in buffers:
+            buffer[:] = data[done : done + buffer.nbytes]
+            done += buffer.nbytes
+
+    def advise(self, name: str, offset: int, length: int) -> None:
+        """Nothing to do: there is no page cache in between."""
+
+    @_as_os_error
+    def write(self, name: str, data: bytes, *, absent: bool = False) -> None:
+        self.store.put(name, data, mode="create" if absent else "overwrite")
+
+    @_as_os_error
+    def write_shards(self, unit: Mapping[str, tuple[ArraySpec, np.ndarray]]) -> dict[str, Written]:
+        written = {}
+        for name, (spec, values) in unit.items():
+            buffers, crcs = shards.encode(spec, values)
+            sha256 = shards.sha256(buffers)
+            self.store.put(name, (buffer.data for buffer in buffers), mode="overwrite")
+            if self.digest(name) != sha256:
+                raise CacheError(f"{self.path(name)}: S3 gave back other bytes than were sent; nothing was committed")
+            written[name] = Written(bytes=spec.shard_bytes, sha256=sha256, crcs=crcs)
+        return written
+
+    def read_beside(self, ending: str) -> bytes:
+        return Bucket(self.name.rpartition("/")[0]).read(self.name.rpartition("/")[2] + ending)
+
+    def write_beside(self, ending: str, data: bytes) -> None:
+        Bucket(self.name.rpartition("/")[0]).write(self.name.rpartition("/")[2] + ending, data)
+
+    @_as_os_error
+    def remove(self, name: str) -> None:
+        self.store.delete(name)
+
+    @_as_os_error
+    def remove_below(self, folder: str) -> None:
+        for page in self.store.list(f"{folder}/"):
+            self.store.delete([each["path"] for each in page])
+
+    def prepare(self, folders: Sequence[str]) -> None:
+        with suppress(FileExistsError):
+            self.write(LOCK, b"", absent=True)
+
+    def sole_writer(self) -> AbstractContextManager[None]:
+        return lease.Lease(self, beat=lease.BEAT, stale=lease.STALE)
+
+    @contextmanager
+    def unit(self, number: int) -> Iterator[Callable[[], None]]:
+        self._require_run()
+        yield self._require_run
+
+    def clean(self) -> None:
+        """Nothing to do: an object that was not put whole is not there."""
+
+    def disk(self) -> Disk | None:
+        return None
+
+    def _require_run(self) -> None:
+        try:
+            run = Holder.from_bytes(self.read(LOCK)).run
+        except FileNotFoundError:
+            run = ""
+        if self._run is None:
+            self._run = run
+        if run != self._run:
+            raise CacheError(f"{self.name}: its lock is of another run by now; this one stops, nothing of it is lost")
+
+
+def _require_size(spec: ArraySpec, size: int) -> None:
+    if size != spec.shard_bytes:
+        raise ShardFormatError(f"it has {size} bytes, a shard of array {spec.name} has {spec.shard_bytes}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip()

@@ -1,0 +1,173 @@
+"""Is every byte of a cache what was committed, and does what was committed make sense?
+
+Digests are compared of everything: cache.json, the metadata files, the commit records, the shards with their indices.
+Then the values: finite, in their range, and there for every planned row that did not fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cache import create, shards
+from cache.layout import ArraySpec, zarr_metadata
+from cache.shards import Fetch, ShardFormatError, Written
+from cache.store import SUBJECT, Store
+from manifests.errors import CacheError
+
+RANGES: Final[dict[str, tuple[float, float]]] = {  # of every value; float16 rounds
+    "attention": (0.0, 65504.0),
+    "attention_mass": (0.0, 1.001),  # a part of a softmax, summed over the grid
+    "hidden_scale": (0.0, float("inf")),
+    "answer_scale": (0.0, float("inf")),
+}
+_MEAN: Final = 0.01  # how far a map's mean may lie from 1: float16 keeps three digits, tiny grids average little
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing that is wrong."""
+
+    text: str
+    unit: int | None = None
+    """The unit that has to be made again; None: nothing that extraction could redo."""
+    rows: tuple[int, ...] = ()
+    """The samples (or images) in that unit."""
+
+
+def verify(store: Store, progress: Progress = lambda units: units) -> list[Problem]:
+    """Everything that is wrong, [] for a sound cache; reads every byte. An incomplete cache may be sound."""
+    problems = [Problem(text=text) for text in create.damaged_files(store.place, store.meta)]
+    rows = _Rows(store) if not problems else None
+    for unit in progress(store.planned_units):
+        texts = list(_unit_problems(store, unit, rows))
+        members = tuple(rows.members(unit)) if rows else ()
+        problems += [Problem(text=text, unit=unit, rows=members) for text in texts]
+    problems += [
+        Problem(text=f"{store.commits.path(unit)}: the plan has no such unit", unit=unit)
+        for unit in store.commits.units()
+        if unit not in store.planned_units
+    ]
+    return problems
+
+
+def repair(store: Store, problems: Iterable[Problem]) -> list[int]:
+    """Take the units with problems back, so that extract makes them again; -> these units.
+
+    zarr.json files are written anew. CacheError if something else is damaged: no extraction brings a manifest back.
+    """
+    units = sorted({problem.unit for problem in problems if problem.unit is not None})
+    for name, data in zarr_metadata(store.meta).items():
+        if store.place.digest(name) != store.meta.files[name]:
+            store.place.write(name, data)
+    if left := create.damaged_files(store.place, store.meta):
+        raise CacheError(f"{left[0]}; this can not be repaired: restore the file, or delete {store.name}")
+    if units and store.complete:
+        store.reopen()
+    for unit in units:
+        store.commits.remove(unit)
+    return units
+
+
+class _Rows:
+    """Which samples or images lie in which unit and slots."""
+
+    def __init__(self, store: Store) -> None:
+        self.failed = {failure[SUBJECT[store.meta.kind]] for failure in store.failures()}
+        empty = np.empty(0, np.int64)
+        self._rows, self._units, self._slots, self._counts = empty, empty, empty, empty
+        if "rows.parquet" not in store.meta.files:
+            return
+        columns = ["unit", "slot", *(["objects"] if store.meta.kind == "priors" else [])]
+        table = pq.read_table(store.file("rows.parquet"), columns=columns)
+        units, slots, *counts = (table.column(name).to_numpy() for name in columns)
+        placed = np.flatnonzero(units >= 0)
+        self._rows = placed[np.argsort(units[placed], kind="stable")]
+        self._units, self._slots = units[self._rows], slots[self._rows]
+        self._counts = counts[0][self._rows] if counts else np.ones_like(self._slots)
+
+    def members(self, unit: int) -> list[int]:
+        return self._rows[self._of(unit)].tolist()
+
+    def expected(self, unit: int, spec: ArraySpec) -> np.ndarray:
+        """bool [slots of the unit]: does a planned row that did not fail have it?"""
+        expected = np.zeros(spec.slots_per_unit, bool)
+        of = self._of(unit)
+        for row, slot, count in zip(self._rows[of], self._slots[of], self._counts[of], strict=True):
+            if int(row) not in self.failed:
+                start = slot - unit * spec.slots_per_unit
+                expected[start : start + count] = True
+        return expected
+
+    def _of(self, unit: int) -> slice:
+        first, last = np.searchsorted(self._units, [unit, unit + 1])
+        return slice(int(first), int(last))
+
+
+def _unit_problems(store: Store, unit: int, rows: _Rows | None) -> Iterator[str]:
+    try:
+        commit = store.commits.get(unit)
+    except CacheError as error:
+        yield str(error)
+        return
+    if commit is None:
+        if store.complete:
+            yield f"unit {unit}: the cache is complete but {store.commits.path(unit)} is missing"
+        return
+    for spec in store.meta.arrays.values():
+        try:
+            with _whole(store, spec, unit, commit["shards"][spec.name]) as fetch:
+                shards.check_index(spec, fetch)
+                crcs = commit["shards"][spec.name].crcs
+                values = shards.read(spec, fetch, 0, spec.slots_per_unit, crcs=crcs)
+        except (OSError, ShardFormatError) as error:
+            yield f"{store.damaged(spec, unit)}: {error}"
+            continue
+        if problem := _wrong_values(spec, values, rows, unit):
+            yield f"{store.name}: array {spec.name}, unit {unit}: {problem}"
+
+
+@contextmanager
+def _whole(store: Store, spec: ArraySpec, unit: int, committed: Written) -> Iterator[Fetch]:
+    """The shard in memory, read once; ShardFormatError if its digest is another."""
+    data = np.empty(spec.shard_bytes, np.uint8)
+    with store.place.opened(spec, create.shard_name(store.meta, spec, unit)) as fetch:
+        fetch(0, [data.data])
+    if (found := shards.sha256([data])) != committed.sha256:
+        raise ShardFormatError(f"its sha256 is {found}, {committed.sha256} was committed")
+
+    def from_memory(offset: int, buffers: Any) -> None:
+        for buffer in buffers:
+            buffer[:] = data.data[offset : offset + buffer.nbytes]
+            offset += buffer.nbytes
+
+    yield from_memory
+
+
+def _wrong_values(spec: ArraySpec, values: np.ndarray, rows: _Rows | None, unit: int) -> str | None:
+    if not np.isfinite(values).all():
+        return "it holds inf or nan"
+    low, high = RANGES.get(spec.name, (-np.inf, np.inf))
+    if values.min() < low or values.max() > high:
+        return f"values from {values.min():g} to {values.max():g}, they should lie in [{low:g}, {high:g}]"
+    if rows is None or spec.name not in ("attention", "embedding"):
+        return None
+    expected = rows.expected(unit, spec)
+    there = np.array([bool(slot.any()) for slot in values])
+    if (missing := np.flatnonzero(expected & ~there)).size:
+        return (
+            f"slot {unit * spec.slots_per_unit + missing[0]} is planned and did not fail, and holds nothing but zeros"
+        )
+    if (stray := np.flatnonzero(there & ~expected)).size:
+        return f"slot {unit * spec.slots_per_unit + stray[0]} belongs to no row, and is not zero"
+    if spec.name == "attention" and expected.any():
+        means = values[expected].mean((-2, -1), dtype=np.float32)
+        if (off := np.abs(means[means > 0] - 1)).size and off.max() > _MEAN:
+            return f"a map's mean is {1 + off.max():.3f} or as far below 1; it should be 1"
+    return None

@@ -1,0 +1,151 @@
+"""`run_pipeline.py cache ACTION`: look at caches, check them, carry them elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from manifests.errors import PipelineError
+
+
+@dataclass(kw_only=True, slots=True)
+class Info:
+    """Shapes, identity, what is done and what is planned, bytes."""
+
+    cache: str = "runs/cache"
+    """A priors cache or an image cache: a folder, or s3://bucket/prefix."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Verify:
+    """Read every byte: is it what was committed, and is every planned row there, finite and in its range?
+
+    Also of the image cache that a priors cache names.
+    """
+
+    cache: str = "runs/cache"
+    """A priors cache or an image cache: a folder, or s3://bucket/prefix."""
+    repair: bool = False
+    """Take damaged units back; the same extract command then makes these again, and no others."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Cache:
+    """Look at a cache, check it, carry it elsewhere."""
+
+    action: Annotated[Info, tyro.conf.subcommand("info")] | Annotated[Verify, tyro.conf.subcommand("verify")]
+
+
+def run_cache(args: Cache) -> None:
+    """Run one action."""
+    if isinstance(args.action, Info):
+        info(args.action)
+    else:
+        verify(args.action)
+
+
+def info(args: Info) -> None:
+    """Print a table, and the same as JSON in the last line."""
+    from cache.store import Store
+
+    store = Store.open(args.cache)
+    meta, committed = store.meta, len(store.committed_units())
+    arrays: dict[str, dict[str, Any]] = {
+        name: {
+            "shape": [meta.units * spec.slots_per_unit, *spec.item_shape],
+            "dtype": spec.dtype,
+            "slots_per_chunk": spec.slots_per_chunk,
+            "slots_per_shard": spec.slots_per_unit,
+            "bytes": committed * spec.shard_bytes,
+        }
+        for name, spec in meta.arrays.items()
+    }
+    found: dict[str, Any] = {
+        "cache": store.name,
+        "kind": meta.kind,
+        "state": meta.state,
+        "units": {"committed": committed, "planned": meta.units},
+        "bytes": {"committed": committed * meta.unit_bytes, "planned": meta.units * meta.unit_bytes},
+        "failures": len(store.failures()),
+        "arrays": arrays,
+        "identity": meta.identity,
+        "soft": meta.soft,
+    }
+    print(f"{store.name}: {meta.kind}, {meta.state}, {committed} of {meta.units} units, {found['failures']} failures")
+    print(f"{'array':<16} {'dtype':<8} {'shape':<28} {'a chunk':>10} {'GB so far':>10}")
+    for name, array in arrays.items():
+        shape = " x ".join(map(str, array["shape"]))
+        print(
+            f"{name:<16} {array['dtype']:<8} {shape:<28} {array['slots_per_chunk']:>10} {array['bytes'] / 1e9:>10.3f}"
+        )
+    for title, values in (("identity", meta.identity), ("soft", meta.soft)):
+        print(title)
+        for field, value in _leaves(values):
+            print(f"  {field:<32} {value}")
+    print(json.dumps(found))
+
+
+def verify(args: Verify) -> None:
+    """Print one line per problem and the rows to redo; JSON in the last line; PipelineError if there is a problem."""
+    from cache.places import place_of
+    from cache.store import Store
+
+    store = Store.open(args.cache, check_files=False)
+    stores = [store]
+    if store.meta.identity.get("images") is not None:
+        images = place_of(args.cache).at(str(store.meta.soft.get("images", "images")))
+        stores.append(Store.open(images, check_files=False))
+    results = [_verify(each, repair=args.repair) for each in stores]
+    print(json.dumps({"caches": results}))
+    if left := sum(len(result["problems"]) for result in results):
+        cure = (
+            "they were taken back: run the same extract command again to make them anew"
+            if args.repair
+            else "pass --repair, then run the same extract command again to make just these units anew"
+        )
+        raise PipelineError(f"{args.cache}: {left} problem(s); {cure}")
+
+
+def _verify(store: Any, *, repair: bool) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from cache import verify as checks
+
+    def shown(units: Iterable[int]) -> Iterable[int]:
+        return tqdm(units, desc=f"verify {store.meta.kind}", unit="unit")
+
+    committed = len(store.committed_units())
+    problems = checks.verify(store, shown)
+    for problem in problems:
+        print(problem.text)
+    redo = {p.unit: list(p.rows) for p in problems if p.unit is not None}
+    for unit, rows in redo.items():
+        named = f"{len(rows)} rows: {rows[0]} to {rows[-1]}" if rows else "no rows"
+        print(f"  to redo: unit {unit} ({named})")
+    if not problems:
+        print(f"{store.name}: {committed} of {store.meta.units} units, every byte as committed, every row in order")
+    elif repair:
+        with store.place.sole_writer():
+            checks.repair(store, problems)
+    return {
+        "cache": store.name,
+        "kind": store.meta.kind,
+        "units": {"committed": committed, "planned": store.meta.units},
+        "problems": [problem.text for problem in problems],
+        "redo": {str(unit): rows for unit, rows in redo.items()},
+        "repaired": repair and bool(problems),
+    }
+
+
+def _leaves(values: Any, field: str = "") -> Iterable[tuple[str, str]]:
+    """("lmm.name", "llava"), … of nested dicts; long lists by their length."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _leaves(value, f"{field}.{key}" if field else key)
+    else:
+        text = json.dumps(values)
+        yield field, text if len(text) < 100 else f"{text[:80]}… ({len(text)} characters)"
