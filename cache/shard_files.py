@@ -1,0 +1,202 @@
+"""Shards as files of a local disk: read in one system call, written so that the disk surely has them.
+
+with opened(spec, path) as fetch:
+    values = shards.read(spec, fetch, 3, 5)
+
+write_shards([(path, spec, values), …], scratch)      all shards of a unit: bytes, sha256, crcs of each
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from cache import shards
+from cache.files import sync_folder
+from cache.layout import ArraySpec
+from cache.shards import Fetch, ShardFormatError
+from manifests.errors import CacheError
+
+_IOV_MAX: Final = os.sysconf("SC_IOV_MAX")  # buffers of one system call
+_BLOCK: Final = 1 << 20  # bytes that are read back at a time: they stay in the CPU's cache for the checksum
+_EARLY: Final = 4 << 20  # bytes after which the disk is told to begin
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """A shard that the disk holds."""
+
+    bytes: int
+    sha256: str
+    """Of the whole file, hex."""
+    crcs: np.ndarray
+    """crc32c of every chunk's values, uint32 [chunks]."""
+
+
+@contextmanager
+def opened(spec: ArraySpec, path: str | os.PathLike[str]) -> Iterator[Fetch]:
+    """A `Fetch` from the file, which is opened for this read only: a cache may have more shards than a process handles.
+
+    Raises ShardFormatError for a file of another size, OSError if it is missing or can not be read.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if (size := os.fstat(handle).st_size) != spec.shard_bytes:
+            raise ShardFormatError(f"the file has {size} bytes, a shard of array {spec.name} has {spec.shard_bytes}")
+        yield partial(_fill, handle)
+    finally:
+        os.close(handle)
+
+
+def advise(path: str | os.PathLike[str], offset: int, length: int) -> None:
+    """Ask the kernel to read these bytes ahead, and return at once. OSError if there is no such file."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(handle)
+
+
+def write_shards(
+    unit: Sequence[tuple[Path, ArraySpec, np.ndarray]], scratch: Path, *, from_disk: bool = True
+) -> list[Written]:
+    """Put all shards of a unit on disk, durably, and read each one back; the folders exist.
+
+    A shard gets its own name only after what was written has been given back. While one shard is written, others are
+    hashed and read back. scratch: a folder on the same file system for temporary names.
+    from_disk: read back what the disk holds, not what the kernel remembers: as many bytes of traffic as writing.
+    Raises OSError (a full disk, …) or CacheError (other bytes came back); then no temporary file is left, but some of
+    the shards may have got their names.
+    """
+    results: list[Any] = [None] * len(unit)
+    with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as checker:
+        # the largest first: reading back the last one hides behind nothing
+        for index in sorted(range(len(unit)), key=lambda i: -unit[i][1].shard_bytes):
+            path, spec, values = unit[index]
+            buffers, crcs = shards.encode(spec, values)
+            digest = hasher.submit(_sha256, buffers)
+            temporary = _written(scratch / uuid.uuid4().hex, buffers, from_disk)
+            results[index] = digest, checker.submit(_check_and_name, temporary, path, spec, crcs), crcs
+    for _, named, _ in results:
+        named.result()
+    for folder in {path.parent for path, _, _ in unit}:
+        sync_folder(folder)
+    return [
+        Written(bytes=spec.shard_bytes, sha256=digest.result(), crcs=crcs)
+        for (_, spec, _), (digest, _, crcs) in zip(unit, results, strict=True)
+    ]
+
+
+def _written(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> Path:
+    """A new file of these bytes, synced. forget: the next one who reads it gets what the disk holds."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        offset = 0
+        for batch, length in _batches(buffers):
+            _move(os.writev, handle, batch)
+            _flush(handle, offset, length)
+            offset += length
+        os.fsync(handle)
+        if forget:
+            _flush(handle, 0, 0)
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(handle)
+    return path
+
+
+def _batches(buffers: Sequence[np.ndarray]) -> Iterator[tuple[list[memoryview], int]]:
+    """The buffers in groups for one system call, and the bytes of each group."""
+    batch, length = list[memoryview](), 0
+    for buffer in buffers:
+        batch.append(memoryview(buffer))
+        length += buffer.nbytes
+        if length >= _EARLY or len(batch) == _IOV_MAX:
+            yield batch, length
+            batch, length = [], 0
+    if batch:
+        yield batch, length
+
+
+def _check_and_name(temporary: Path, path: Path, spec: ArraySpec, crcs: np.ndarray) -> None:
+    """Give the file its name if every byte of it can be read back. Else it is deleted: CacheError."""
+    try:
+        _check_file(temporary, spec, crcs)
+        temporary.replace(path)
+    except ShardFormatError as error:
+        raise CacheError(
+            f"{path}: the disk gave back other bytes than were written ({error}); nothing was committed, "
+            "check the disk and run the same command again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(handle: int, offset: int, length: int) -> None:
+    """Linux begins to write dirty pages that it is told are not needed any more, and forgets clean ones."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def _check_file(path: Path, spec: ArraySpec, crcs: np.ndarray) -> None:
+    """ShardFormatError unless every byte of the file is the one that belongs there."""
+    per = spec.slots_per_chunk
+    step = max(1, _BLOCK // shards.chunk_bytes(spec)) * per
+    buffer = shards.aligned_empty((min(step, spec.slots_per_unit), *spec.item_shape), spec.dtype)
+    with opened(spec, path) as fetch:
+        for first in range(0, spec.slots_per_unit, step):
+            last = min(first + step, spec.slots_per_unit)
+            shards.read(spec, fetch, first, last, out=buffer[: last - first], crcs=crcs)
+        shards.check_index(spec, fetch)
+
+
+def _sha256(buffers: Sequence[np.ndarray]) -> str:
+    hasher = hashlib.sha256()
+    for buffer in buffers:
+        hasher.update(buffer)
+    return hasher.hexdigest()
+
+
+def _fill(handle: int, offset: int, buffers: Sequence[memoryview]) -> None:
+    def more(handle: int, buffers: Sequence[memoryview]) -> int:
+        nonlocal offset
+        count = os.preadv(handle, buffers, offset)
+        if not count:
+            raise ShardFormatError(f"the file ends at byte {offset}")
+        offset += count
+        return count
+
+    _move(more, handle, buffers)
+
+
+def _move(call: Callable[[int, Sequence[memoryview]], int], handle: int, buffers: Sequence[memoryview]) -> None:
+    """Call `call` (writev, or a read) until all buffers are through: it may take a part of them only."""
+    for start in range(0, len(buffers), _IOV_MAX):
+        batch = buffers[start : start + _IOV_MAX]
+        missing = sum(buffer.nbytes for buffer in batch)
+        while missing := missing - (count := call(handle, batch)):
+            batch = _rest(batch, count)
+
+
+def _rest(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of the buffers after their first `count` bytes."""
+    left = []
+    for buffer in buffers:
+        if count < buffer.nbytes:
+            left.append(buffer[count:])
+        count = max(0, count - buffer.nbytes)
+    return left

@@ -1,0 +1,167 @@
+"""The bytes of a shard, made and read by hand: what zarr-python writes, byte for byte, at the speed of memory.
+
+    values of chunk 0 (little-endian, C order), their crc32c; those of chunk 1; …     4 bytes of crc a chunk
+    uint64 offset, uint64 nbytes of every chunk (nbytes with its crc)                 the index
+    crc32c of the index
+
+Chunks split the first axis only and nothing is compressed or left out, so every offset is known without the index.
+Where the bytes come from is the caller's: a `Fetch` fills buffers (`cache.shard_files` has the one for local files).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import google_crc32c
+import numpy as np
+
+from cache.layout import ArraySpec
+
+_CRC: Final = 4  # bytes of a crc32c
+
+Fetch = Callable[[int, Sequence[memoryview]], None]
+"""fetch(offset, buffers) fills the buffers, one after the other, with the bytes of the shard from `offset` on."""
+
+
+class ShardFormatError(ValueError):
+    """The bytes are not those of a sound shard of this layout, or not the ones that were committed."""
+
+
+def encode(spec: ArraySpec, values: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """The shard that holds `values`, [slots_per_unit, *item_shape] of the spec's dtype (ValueError for another).
+
+    -> the buffers (uint8) whose concatenation is the shard, and the chunks' crc32c, uint32 [chunks]. The buffers are
+    views of C-contiguous values: do not change those before the buffers are written.
+    """
+    if values.shape != spec.unit_shape or values.dtype != np.dtype(spec.dtype):
+        raise ValueError(
+            f"array {spec.name}: a shard holds {spec.dtype} {list(spec.unit_shape)}, "
+            f"got {values.dtype} {list(values.shape)}"
+        )
+    chunks = _bytes_of(np.ascontiguousarray(values, _stored_dtype(spec))).reshape(chunk_count(spec), -1)
+    crcs = np.array([google_crc32c.value(chunk) for chunk in chunks], "<u4")
+    buffers = [buffer for pair in zip(chunks, _bytes_of(crcs).reshape(-1, _CRC), strict=True) for buffer in pair]
+    return [*buffers, _index(spec)], crcs
+
+
+def read(
+    spec: ArraySpec,
+    fetch: Fetch,
+    first: int,
+    last: int,
+    *,
+    out: np.ndarray | None = None,
+    crcs: np.ndarray | None = None,
+    check: bool = True,
+) -> np.ndarray:
+    """Slots [first, last) of the unit: [last - first, *item_shape], in one fetch of all chunks that they touch.
+
+    out: C-contiguous destination of that shape and the spec's dtype; what whole chunks hold lands in it without a copy.
+    crcs: uint32 [chunks of the unit] as `encode` gave them: a shard of another run, sound by its own checksums, is
+    refused too. check=False: no checksum is computed. After an error the content of `out` is undefined.
+    Raises ShardFormatError for damage, ValueError for slots that the unit does not have and for an unsuitable `out`.
+    """
+    if not 0 <= first <= last <= spec.slots_per_unit:
+        raise ValueError(f"array {spec.name}: a unit has {spec.slots_per_unit} slots, not {first} to {last}")
+    out = _destination(spec, last - first, out)
+    if first == last:
+        return out
+    flat, size, per = _bytes_of(out), chunk_bytes(spec), spec.slots_per_chunk
+    slot = size // per
+    chunks = range(first // per, (last - 1) // per + 1)
+    # a chunk that is wanted in part is fetched whole, beside `out`: its checksum is over all of it
+    starts = [(chunk * per - first) * slot for chunk in chunks]
+    whole = [0 <= start <= flat.nbytes - size for start in starts]
+    parts = [
+        flat[start : start + size] if inside else np.empty(size, np.uint8)
+        for start, inside in zip(starts, whole, strict=True)
+    ]
+    stored = np.empty(len(chunks), "<u4")
+    pairs = zip(parts, _bytes_of(stored).reshape(-1, _CRC), strict=True)
+    fetch(chunks.start * (size + _CRC), [memoryview(buffer) for pair in pairs for buffer in pair])
+    if check:
+        _check_crcs(chunks, parts, stored, crcs)
+    for start, inside, part in zip(starts, whole, parts, strict=True):
+        if not inside:
+            begin, end = max(start, 0), min(start + size, flat.nbytes)
+            flat[begin:end] = part[begin - start : end - start]
+    return out
+
+
+def check_index(spec: ArraySpec, fetch: Fetch) -> None:
+    """ShardFormatError unless the index and its checksum are exactly those of this layout.
+
+    `read` does not need the index, other readers of Zarr do.
+    """
+    expected = _index(spec)
+    found = np.empty_like(expected)
+    fetch(spec.shard_bytes - expected.nbytes, [memoryview(found)])
+    if not np.array_equal(found, expected):
+        byte = int(np.argmax(found != expected))
+        what = "checksum" if byte >= expected.nbytes - _CRC else f"entry of chunk {byte // 16}"
+        raise ShardFormatError(f"the index is damaged: the {what} is not that of this layout")
+
+
+def aligned_empty(shape: Sequence[int], dtype: str | np.dtype, alignment: int = 4096) -> np.ndarray:
+    """An uninitialised C-contiguous array that begins on a multiple of `alignment` bytes (a page).
+
+    Reading to an address that is 16 bytes off a page takes up to twice as long.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + alignment, np.uint8)
+    start = -memory.ctypes.data % alignment
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def chunk_count(spec: ArraySpec) -> int:
+    """Chunks of a shard."""
+    return spec.slots_per_unit // spec.slots_per_chunk
+
+
+def chunk_bytes(spec: ArraySpec) -> int:
+    """Bytes of a chunk's values, without its crc."""
+    return spec.slots_per_chunk * math.prod(spec.item_shape) * np.dtype(spec.dtype).itemsize
+
+
+def _stored_dtype(spec: ArraySpec) -> np.dtype:
+    return np.dtype(spec.dtype).newbyteorder("<")
+
+
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    """A C-contiguous array as uint8 [nbytes], a view."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _index(spec: ArraySpec) -> np.ndarray:
+    """The index and its checksum, uint8."""
+    length = chunk_bytes(spec) + _CRC
+    entries = np.empty((chunk_count(spec), 2), "<u8")
+    entries[:, 0] = np.arange(len(entries), dtype=np.uint64) * np.uint64(length)
+    entries[:, 1] = length
+    crc = np.array([google_crc32c.value(_bytes_of(entries))], "<u4")
+    return np.concatenate([_bytes_of(entries), _bytes_of(crc)])
+
+
+def _destination(spec: ArraySpec, slots: int, out: np.ndarray | None) -> np.ndarray:
+    shape = (slots, *spec.item_shape)
+    if out is None:
+        return np.empty(shape, _stored_dtype(spec))
+    if out.shape != shape or out.dtype != _stored_dtype(spec) or not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError(
+            f"array {spec.name}: the destination must be C-contiguous, writable {spec.dtype} {list(shape)}, "
+            f"got {out.dtype} {list(out.shape)}"
+        )
+    return out
+
+
+def _check_crcs(chunks: range, parts: list[np.ndarray], stored: np.ndarray, committed: np.ndarray | None) -> None:
+    for chunk, part, expected in zip(chunks, parts, stored.tolist(), strict=True):
+        found = google_crc32c.value(part)
+        if found != expected:
+            raise ShardFormatError(f"chunk {chunk} is damaged: its crc32c is {found:08x}, {expected:08x} is stored")
+        if committed is not None and found != committed[chunk]:
+            raise ShardFormatError(
+                f"chunk {chunk} is of another run: its crc32c is {found:08x}, {int(committed[chunk]):08x} was committed"
+            )
