@@ -12,12 +12,12 @@ import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from manifests.errors import CacheError
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")  # buffers of one system call
 _BLOCK: Final = 1 << 20  # bytes that are read back at a time: they stay in the CPU's cache for the checksum
+_WRITERS: Final = 2  # files of a unit that are on their way at a time: while one waits for the disk the other is copied
 _EARLY: Final = 4 << 20  # bytes after which the disk is told to begin
 
 
@@ -74,33 +75,49 @@ def write_shards(
 ) -> list[Written]:
     """Put all shards of a unit on disk, durably, and read each one back; the folders exist.
 
-    A shard gets its own name only after what was written has been given back. While one shard is written, others are
-    hashed and read back. scratch: a folder on the same file system for temporary names.
-    from_disk: read back what the disk holds, not what the kernel remembers: as many bytes of traffic as writing.
+    A shard gets its own name only after what was written has been given back. scratch: a folder on the same file
+    system for temporary names. from_disk: read back what the disk holds, not what the kernel remembers of it; that is
+    as much traffic as writing.
     Raises OSError (a full disk, …) or CacheError (other bytes came back); then no temporary file is left, but some of
     the shards may have got their names.
     """
-    results: list[Any] = [None] * len(unit)
-    with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as checker:
-        # the largest first: reading back the last one hides behind nothing
+    tasks: dict[int, tuple[Future[str], Future[None], np.ndarray]] = {}
+    with ThreadPoolExecutor(_WRITERS) as writers, ThreadPoolExecutor(1) as hasher:
+        # the largest first: the small ones, which mostly wait for the disk, hide behind them
         for index in sorted(range(len(unit)), key=lambda i: -unit[i][1].shard_bytes):
             path, spec, values = unit[index]
             buffers, crcs = shards.encode(spec, values)
-            digest = hasher.submit(_sha256, buffers)
-            temporary = _written(scratch / uuid.uuid4().hex, buffers, from_disk)
-            results[index] = digest, checker.submit(_check_and_name, temporary, path, spec, crcs), crcs
-    for _, named, _ in results:
-        named.result()
-    for folder in {path.parent for path, _, _ in unit}:
-        sync_folder(folder)
+            put = writers.submit(_put, path, spec, buffers, crcs, scratch, from_disk)
+            tasks[index] = hasher.submit(_sha256, buffers), put, crcs
+        for _, put, _ in tasks.values():
+            put.result()
+        list(writers.map(sync_folder, {path.parent for path, _, _ in unit}))  # together they cost little more than one
     return [
         Written(bytes=spec.shard_bytes, sha256=digest.result(), crcs=crcs)
-        for (_, spec, _), (digest, _, crcs) in zip(unit, results, strict=True)
+        for (_, spec, _), (digest, _, crcs) in zip(unit, (tasks[i] for i in range(len(unit))), strict=True)
     ]
 
 
-def _written(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> Path:
-    """A new file of these bytes, synced. forget: the next one who reads it gets what the disk holds."""
+def _put(
+    path: Path, spec: ArraySpec, buffers: Sequence[np.ndarray], crcs: np.ndarray, scratch: Path, from_disk: bool
+) -> None:
+    """Write a file, read every byte of it back, and only then give it its name."""
+    temporary = scratch / uuid.uuid4().hex
+    try:
+        _write(temporary, buffers, from_disk)
+        _check_file(temporary, spec, crcs)
+        temporary.replace(path)
+    except ShardFormatError as error:
+        raise CacheError(
+            f"{path}: the disk gave back other bytes than were written ({error}); nothing was committed, "
+            "check the disk and run the same command again"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> None:
+    """A new file of these bytes, synced. forget: who reads it next gets what the disk holds."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         offset = 0
@@ -111,39 +128,21 @@ def _written(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> Path:
         os.fsync(handle)
         if forget:
             _flush(handle, 0, 0)
-    except BaseException:
-        path.unlink()
-        raise
     finally:
         os.close(handle)
-    return path
 
 
 def _batches(buffers: Sequence[np.ndarray]) -> Iterator[tuple[list[memoryview], int]]:
     """The buffers in groups for one system call, and the bytes of each group."""
     batch, length = list[memoryview](), 0
     for buffer in buffers:
-        batch.append(memoryview(buffer))
+        batch.append(buffer.data)
         length += buffer.nbytes
         if length >= _EARLY or len(batch) == _IOV_MAX:
             yield batch, length
             batch, length = [], 0
     if batch:
         yield batch, length
-
-
-def _check_and_name(temporary: Path, path: Path, spec: ArraySpec, crcs: np.ndarray) -> None:
-    """Give the file its name if every byte of it can be read back. Else it is deleted: CacheError."""
-    try:
-        _check_file(temporary, spec, crcs)
-        temporary.replace(path)
-    except ShardFormatError as error:
-        raise CacheError(
-            f"{path}: the disk gave back other bytes than were written ({error}); nothing was committed, "
-            "check the disk and run the same command again"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _flush(handle: int, offset: int, length: int) -> None:
@@ -167,7 +166,7 @@ def _check_file(path: Path, spec: ArraySpec, crcs: np.ndarray) -> None:
 def _sha256(buffers: Sequence[np.ndarray]) -> str:
     hasher = hashlib.sha256()
     for buffer in buffers:
-        hasher.update(buffer)
+        hasher.update(buffer.data)
     return hasher.hexdigest()
 
 

@@ -80,7 +80,7 @@ def read(
     ]
     stored = np.empty(len(chunks), "<u4")
     pairs = zip(parts, _bytes_of(stored).reshape(-1, _CRC), strict=True)
-    fetch(chunks.start * (size + _CRC), [memoryview(buffer) for pair in pairs for buffer in pair])
+    fetch(chunks.start * (size + _CRC), [buffer.data for pair in pairs for buffer in pair])
     if check:
         _check_crcs(chunks, parts, stored, crcs)
     for start, inside, part in zip(starts, whole, parts, strict=True):
@@ -97,7 +97,7 @@ def check_index(spec: ArraySpec, fetch: Fetch) -> None:
     """
     expected = _index(spec)
     found = np.empty_like(expected)
-    fetch(spec.shard_bytes - expected.nbytes, [memoryview(found)])
+    fetch(spec.shard_bytes - expected.nbytes, [found.data])
     if not np.array_equal(found, expected):
         byte = int(np.argmax(found != expected))
         what = "checksum" if byte >= expected.nbytes - _CRC else f"entry of chunk {byte // 16}"

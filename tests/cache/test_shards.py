@@ -136,7 +136,7 @@ def test_every_flipped_bit_is_found(spec: ArraySpec) -> None:
     data = bytes_of(spec, values_of(spec))
     for bit in range(8 * len(data)):
         data[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(shards.ShardFormatError, match="chunk|index"):
+        with pytest.raises(shards.ShardFormatError, match=r"chunk|index"):
             shards.check_index(spec, fetch_from(data))
             shards.read(spec, fetch_from(data), 0, spec.slots_per_unit)
         data[bit // 8] ^= 1 << bit % 8
