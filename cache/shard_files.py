@@ -11,11 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +25,7 @@ from cache.layout import ArraySpec
 from cache.shards import Fetch, ShardFormatError
 from manifests.errors import CacheError
 
-_IOV_MAX: Final = os.sysconf("SC_IOV_MAX")  # buffers of one system call
+_IOV_MAX: Final = os.sysconf("SC_IOV_MAX")  # buffers that one system call takes
 _BLOCK: Final = 1 << 20  # bytes that are read back at a time: they stay in the CPU's cache for the checksum
 _WRITERS: Final = 2  # files of a unit that are on their way at a time: while one waits for the disk the other is copied
 _EARLY: Final = 4 << 20  # bytes after which the disk is told to begin
@@ -44,19 +42,33 @@ class Written:
     """crc32c of every chunk's values, uint32 [chunks]."""
 
 
-@contextmanager
-def opened(spec: ArraySpec, path: str | os.PathLike[str]) -> Iterator[Fetch]:
-    """A `Fetch` from the file, which is opened for this read only: a cache may have more shards than a process handles.
+class opened:  # noqa: N801 -- used like the function `open`
+    """`with opened(spec, path) as fetch`: a `Fetch` from a file that is open for this read only, since a cache may have
+    more shards than a process may have files.
 
     Raises ShardFormatError for a file of another size, OSError if it is missing or can not be read.
     """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        if (size := os.fstat(handle).st_size) != spec.shard_bytes:
+
+    __slots__ = ("handle",)
+
+    def __init__(self, spec: ArraySpec, path: str | os.PathLike[str]) -> None:
+        self.handle = os.open(path, os.O_RDONLY)
+        if (size := os.lseek(self.handle, 0, os.SEEK_END)) != spec.shard_bytes:
+            os.close(self.handle)
             raise ShardFormatError(f"the file has {size} bytes, a shard of array {spec.name} has {spec.shard_bytes}")
-        yield partial(_fill, handle)
-    finally:
-        os.close(handle)
+
+    def __enter__(self) -> Fetch:
+        return self.fetch
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.handle)
+
+    def fetch(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        while buffers:
+            count = os.preadv(self.handle, buffers[:_IOV_MAX], offset)
+            if not count:
+                raise ShardFormatError(f"the file ends at byte {offset}")
+            offset, buffers = offset + count, _rest(buffers, count)
 
 
 def advise(path: str | os.PathLike[str], offset: int, length: int) -> None:
@@ -121,10 +133,12 @@ def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         offset = 0
-        for batch, length in _batches(buffers):
-            _move(os.writev, handle, batch)
-            _flush(handle, offset, length)
-            offset += length
+        for batch in _batches(buffers):
+            start, left = offset, batch
+            while left:
+                count = os.writev(handle, left[:_IOV_MAX])
+                offset, left = offset + count, _rest(left, count)
+            _flush(handle, start, offset - start)
         os.fsync(handle)
         if forget:
             _flush(handle, 0, 0)
@@ -132,17 +146,16 @@ def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> None:
         os.close(handle)
 
 
-def _batches(buffers: Sequence[np.ndarray]) -> Iterator[tuple[list[memoryview], int]]:
-    """The buffers in groups for one system call, and the bytes of each group."""
+def _batches(buffers: Sequence[np.ndarray]) -> Iterator[list[memoryview]]:
+    """The buffers in groups of `_EARLY` bytes or a little more."""
     batch, length = list[memoryview](), 0
     for buffer in buffers:
         batch.append(buffer.data)
         length += buffer.nbytes
-        if length >= _EARLY or len(batch) == _IOV_MAX:
-            yield batch, length
+        if length >= _EARLY:
+            yield batch
             batch, length = [], 0
-    if batch:
-        yield batch, length
+    yield batch
 
 
 def _flush(handle: int, offset: int, length: int) -> None:
@@ -170,32 +183,10 @@ def _sha256(buffers: Sequence[np.ndarray]) -> str:
     return hasher.hexdigest()
 
 
-def _fill(handle: int, offset: int, buffers: Sequence[memoryview]) -> None:
-    def more(handle: int, buffers: Sequence[memoryview]) -> int:
-        nonlocal offset
-        count = os.preadv(handle, buffers, offset)
-        if not count:
-            raise ShardFormatError(f"the file ends at byte {offset}")
-        offset += count
-        return count
-
-    _move(more, handle, buffers)
-
-
-def _move(call: Callable[[int, Sequence[memoryview]], int], handle: int, buffers: Sequence[memoryview]) -> None:
-    """Call `call` (writev, or a read) until all buffers are through: it may take a part of them only."""
-    for start in range(0, len(buffers), _IOV_MAX):
-        batch = buffers[start : start + _IOV_MAX]
-        missing = sum(buffer.nbytes for buffer in batch)
-        while missing := missing - (count := call(handle, batch)):
-            batch = _rest(batch, count)
-
-
-def _rest(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
-    """What is left of the buffers after their first `count` bytes."""
-    left = []
-    for buffer in buffers:
+def _rest(buffers: Sequence[memoryview], count: int) -> Sequence[memoryview]:
+    """What is left of the buffers after their first `count` bytes: a system call may take a part of them only."""
+    for index, buffer in enumerate(buffers):
         if count < buffer.nbytes:
-            left.append(buffer[count:])
-        count = max(0, count - buffer.nbytes)
-    return left
+            return [buffer[count:], *buffers[index + 1 :]]
+        count -= buffer.nbytes
+    return []
