@@ -1,6 +1,6 @@
 """Shards as files of a local disk: read in one system call, written so that the disk surely has them.
 
-with opened(spec, path) as fetch:
+with ShardFile(spec, path) as file:
     values = shards.read(spec, fetch, 3, 5)
 
 write_shards([(path, spec, values), …], scratch)      all shards of a unit: bytes, sha256, crcs of each
@@ -22,7 +22,7 @@ import numpy as np
 from cache import shards
 from cache.files import sync_folder
 from cache.layout import ArraySpec
-from cache.shards import Fetch, ShardFormatError
+from cache.shards import ShardFormatError
 from manifests.errors import CacheError
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")  # buffers that one system call takes
@@ -42,9 +42,8 @@ class Written:
     """crc32c of every chunk's values, uint32 [chunks]."""
 
 
-class opened:  # noqa: N801 -- used like the function `open`
-    """`with opened(spec, path) as fetch`: a `Fetch` from a file that is open for this read only, since a cache may have
-    more shards than a process may have files.
+class ShardFile:
+    """A shard's file, open for one read: a cache may have more shards than a process may have open files.
 
     Raises ShardFormatError for a file of another size, OSError if it is missing or can not be read.
     """
@@ -57,13 +56,14 @@ class opened:  # noqa: N801 -- used like the function `open`
             os.close(self.handle)
             raise ShardFormatError(f"the file has {size} bytes, a shard of array {spec.name} has {spec.shard_bytes}")
 
-    def __enter__(self) -> Fetch:
-        return self.fetch
+    def __enter__(self) -> ShardFile:
+        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self.handle)
 
     def fetch(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """The `Fetch` of this file. ShardFormatError if it ends before the buffers are full."""
         while buffers:
             count = os.preadv(self.handle, buffers[:_IOV_MAX], offset)
             if not count:
@@ -134,7 +134,8 @@ def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> None:
     try:
         offset = 0
         for batch in _batches(buffers):
-            start, left = offset, batch
+            start = offset
+            left: Sequence[memoryview] = batch
             while left:
                 count = os.writev(handle, left[:_IOV_MAX])
                 offset, left = offset + count, _rest(left, count)
@@ -169,11 +170,11 @@ def _check_file(path: Path, spec: ArraySpec, crcs: np.ndarray) -> None:
     per = spec.slots_per_chunk
     step = max(1, _BLOCK // shards.chunk_bytes(spec)) * per
     buffer = shards.aligned_empty((min(step, spec.slots_per_unit), *spec.item_shape), spec.dtype)
-    with opened(spec, path) as fetch:
+    with ShardFile(spec, path) as file:
         for first in range(0, spec.slots_per_unit, step):
             last = min(first + step, spec.slots_per_unit)
-            shards.read(spec, fetch, first, last, out=buffer[: last - first], crcs=crcs)
-        shards.check_index(spec, fetch)
+            shards.read(spec, file.fetch, first, last, out=buffer[: last - first], crcs=crcs)
+        shards.check_index(spec, file.fetch)
 
 
 def _sha256(buffers: Sequence[np.ndarray]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from cache import shards
-from cache.shard_files import advise, opened, write_shards
+from cache.shard_files import ShardFile, advise, write_shards
 from manifests.errors import CacheError
 from tests.cache.test_shards import SPECS, bytes_of, values_of
 
@@ -36,9 +36,11 @@ def test_a_unit_is_written_as_encoded(tmp_path: Path, unit: list, from_disk: boo
         assert path.read_bytes() == data
         assert (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
         np.testing.assert_array_equal(shard.crcs, shards.encode(spec, values)[1])
-        with opened(spec, path) as fetch:
-            np.testing.assert_array_equal(shards.read(spec, fetch, 0, spec.slots_per_unit, crcs=shard.crcs), values)
-            shards.check_index(spec, fetch)
+        with ShardFile(spec, path) as file:
+            np.testing.assert_array_equal(
+                shards.read(spec, file.fetch, 0, spec.slots_per_unit, crcs=shard.crcs), values
+            )
+            shards.check_index(spec, file.fetch)
         advise(path, 0, spec.shard_bytes)
     assert not list((tmp_path / "tmp").iterdir())
 
@@ -99,15 +101,15 @@ def test_a_file_that_is_too_short_too_long_or_missing(tmp_path: Path, unit: list
     data = bytes_of(spec, values)
     for wrong in (data[:-1], data + b"x", b""):
         path.write_bytes(wrong)
-        with pytest.raises(shards.ShardFormatError, match=f"{len(wrong)} bytes"), opened(spec, path):
+        with pytest.raises(shards.ShardFormatError, match=f"{len(wrong)} bytes"), ShardFile(spec, path):
             pass
     path.write_bytes(data)
-    with opened(spec, path) as fetch:
+    with ShardFile(spec, path) as file:
         os.truncate(path, 300)
         with pytest.raises(shards.ShardFormatError, match="the file ends at byte 300"):
-            shards.read(spec, fetch, 0, 6)
+            shards.read(spec, file.fetch, 0, 6)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="maps"), opened(spec, path):
+    with pytest.raises(FileNotFoundError, match="maps"), ShardFile(spec, path):
         pass
 
 
@@ -116,6 +118,6 @@ def test_no_file_stays_open(tmp_path: Path, unit: list) -> None:
     before = len(list(FILES.iterdir()))
     write_shards(unit, tmp_path / "tmp")
     unit[0][0].write_bytes(b"damaged")
-    with pytest.raises(shards.ShardFormatError), opened(unit[0][1], unit[0][0]):
+    with pytest.raises(shards.ShardFormatError), ShardFile(unit[0][1], unit[0][0]):
         pass
     assert len(list(FILES.iterdir())) == before
