@@ -29,6 +29,7 @@ import zarr
 from benchmarks.ratios import ratio
 from cache import shards
 from cache.layout import ArraySpec, Meta, zarr_metadata
+from cache.plan import ImageRow
 from cache.shard_files import ShardFile, write_shards
 from manifests.masks import encode
 from manifests.schema import Object, Piece, Sample
@@ -67,13 +68,13 @@ def llava_arrays() -> list[ArraySpec]:
     """The arrays of a cache of LLaVA-1.5-7B's priors of samples with three objects, as extraction plans them."""
     mask = encode(np.ones((4, 4), bool))
     thing = Object(object_id="0", mask=mask, is_thing=True, plural=False, category="", phrase=PHRASE)
-    pieces = [piece for index in range(3) for piece in (Piece(text=PHRASE, object=index), Piece(text="."))]
+    pieces = tuple(piece for index in range(3) for piece in (Piece(text=PHRASE, object=index), Piece(text=".")))
     sample = Sample(
         sample_id="0", dataset="refcoco", split="train", task="referring", image_id="0", image_path="0.jpg",
-        height=4, width=4, pieces=pieces, objects=[thing] * 3,
+        height=4, width=4, pieces=pieces, objects=(thing,) * 3,
     )  # fmt: skip
     samples = [replace(sample, sample_id=str(index)) for index in range(100)]
-    images = ({"0.jpg": 0}, [], {})
+    images: tuple[dict[str, int], list[ImageRow], dict[str, str]] = ({"0.jpg": 0}, [], {})
     return make_plan(samples, WordCount(LLAVA), LLAVA, SAM_PRESETS["vit_l"], images, batch_size=4).arrays
 
 
@@ -82,12 +83,14 @@ def unit_values(spec: ArraySpec, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(spec.unit_shape, np.float32).astype(spec.dtype)
 
 
-def paired_seconds(config: Config, turns: Mapping[str, Callable[[int], None]]) -> dict[str, list[float]]:
-    """Seconds of every entry in every repeat; they take turns, in an order that changes."""
+def paired_seconds(
+    config: Config, turns: Mapping[str, Callable[[int], None]], prepare: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of every entry in every repeat; they take turns, in an order that changes. `prepare` is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for repeat in range(1 + config.repeats):  # the first one warms up
-        names = list(np.random.default_rng(repeat).permutation(list(turns)))
-        for name in names:
+        for name in np.random.default_rng(repeat).permutation(list(turns)).tolist():
+            prepare()
             start = time.perf_counter()
             turns[name](repeat)
             if repeat:
@@ -201,18 +204,11 @@ def compare_writes(config: Config, specs: Sequence[ArraySpec]) -> dict[str, Any]
             if read_back and not np.array_equal(np.load(path), array):
                 raise OSError(f"{path}: the disk gave back other bytes")
 
-    turns = {
-        "np.save": lambda: save(False), "np.save, read back": lambda: save(True),
-        "ours": lambda: ours(True), "ours, not from disk": lambda: ours(False),
+    turns: dict[str, Callable[[int], None]] = {
+        "np.save": lambda _: save(False), "np.save, read back": lambda _: save(True),
+        "ours": lambda _: ours(True), "ours, not from disk": lambda _: ours(False),
     }  # fmt: skip
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for repeat in range(1 + config.repeats):  # the first one warms up
-        for name in np.random.default_rng(repeat).permutation(list(turns)).tolist():
-            fresh()
-            start = time.perf_counter()
-            turns[name]()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = paired_seconds(config, turns, fresh)
     return {
         "write_over_npsave": ratio(seconds["np.save"], seconds["ours"]),
         "write_over_npsave_read_back": ratio(seconds["np.save, read back"], seconds["ours"]),

@@ -1,9 +1,11 @@
 """Shards as files of a local disk: read in one system call, written so that the disk surely has them.
 
-with ShardFile(spec, path) as file:
-    values = shards.read(spec, fetch, 3, 5)
+    with ShardFile(spec, path) as file:
+        values = shards.read(spec, file.fetch, 3, 5)
 
-write_shards([(path, spec, values), …], scratch)      all shards of a unit: bytes, sha256, crcs of each
+    write_shards([(path, spec, values), …], scratch)
+
+The second writes all shards of a unit side by side, and returns bytes, sha256 and crcs of each.
 """
 
 from __future__ import annotations

@@ -70,6 +70,8 @@ def read(
         out = np.empty((last - first, *spec.item_shape), _STORED[spec.dtype])
     else:
         _check_destination(spec, last - first, out)
+    if first == last:
+        return out
     per = spec.slots_per_chunk
     low, high = first // per, -(-last // per)
     if high * per - low * per == last - first:
@@ -88,8 +90,6 @@ def _read_chunks(
 
     The code is short for the sake of the time: reading a megabyte drives the interpreter out of the CPU's cache.
     """
-    if not count:
-        return
     chunks = [out] if count == 1 else list(out.reshape(count, -1))
     stored = memoryview(bytearray(_CRC * count))
     buffers = []
