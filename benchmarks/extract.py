@@ -18,7 +18,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ import tyro
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from benchmarks.full_size import llava_config
+from benchmarks.ratios import ratio
 from benchmarks.throughput import throughput
 from pipeline.extract import IN_FLIGHT
 from stages.extract.attention import WordRows
@@ -159,18 +160,6 @@ def _status(name: str) -> int:
     """A value of /proc/self/status, bytes."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
     return int(line.split()[1]) * 1024
-
-
-def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Median of paired ratios, and the middle half of them."""
-    found = sorted(a / b for a, b in zip(above, below, strict=True))
-    quarter = len(found) // 4
-    return {
-        "median": round(median(found), 3),
-        "low": round(found[quarter], 3),
-        "high": round(found[-1 - quarter], 3),
-        "repeats": len(found),
-    }
 
 
 def main(config: Config) -> dict[str, Any]:

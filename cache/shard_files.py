@@ -1,47 +1,62 @@
 """Shards as files of a local disk: read in one system call, written so that the disk surely has them.
 
-with opened(spec, path) as fetch:
-    values = shards.read(spec, fetch, 3, 5)
+    with ShardFile(spec, path) as file:
+        values = shards.read(spec, file.fetch, 3, 5)
 
-write_shards([(path, spec, values), …], scratch)      all shards of a unit: bytes, sha256, crcs of each
+    write_shards([(path, spec, values), …], scratch)
+
+The second writes all shards of a unit side by side, and returns bytes, sha256 and crcs of each.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from cache import shards
 from cache.layout import ArraySpec
-from cache.shards import Fetch, ShardFormatError, Written
+from cache.shards import ShardFormatError, Written
 from manifests.errors import CacheError
 
-_IOV_MAX: Final = os.sysconf("SC_IOV_MAX")  # buffers of one system call
+_IOV_MAX: Final = os.sysconf("SC_IOV_MAX")  # buffers that one system call takes
 _BLOCK: Final = 1 << 20  # bytes that are read back at a time: they stay in the CPU's cache for the checksum
+_WRITERS: Final = 2  # files of a unit that are on their way at a time: while one waits for the disk the other is copied
 _EARLY: Final = 4 << 20  # bytes after which the disk is told to begin
 
 
-@contextmanager
-def opened(spec: ArraySpec, path: str | os.PathLike[str]) -> Iterator[Fetch]:
-    """A `Fetch` from the file, which is opened for this read only: a cache may have more shards than a process handles.
+class ShardFile:
+    """A shard's file, open for one read: a cache may have more shards than a process may have open files.
 
     Raises ShardFormatError for a file of another size, OSError if it is missing or can not be read.
     """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        if (size := os.fstat(handle).st_size) != spec.shard_bytes:
+
+    __slots__ = ("handle",)
+
+    def __init__(self, spec: ArraySpec, path: str | os.PathLike[str]) -> None:
+        self.handle = os.open(path, os.O_RDONLY)
+        if (size := os.lseek(self.handle, 0, os.SEEK_END)) != spec.shard_bytes:
+            os.close(self.handle)
             raise ShardFormatError(f"the file has {size} bytes, a shard of array {spec.name} has {spec.shard_bytes}")
-        yield partial(_fill, handle)
-    finally:
-        os.close(handle)
+
+    def __enter__(self) -> ShardFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.handle)
+
+    def fetch(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """The `Fetch` of this file. ShardFormatError if it ends before the buffers are full."""
+        while buffers:
+            count = os.preadv(self.handle, buffers[:_IOV_MAX], offset)
+            if not count:
+                raise ShardFormatError(f"the file ends at byte {offset}")
+            offset, buffers = offset + count, _rest(buffers, count)
 
 
 def advise(path: str | os.PathLike[str], offset: int, length: int) -> None:
@@ -60,67 +75,45 @@ def write_shards(
 ) -> list[Written]:
     """Put all shards of a unit on disk, durably, and read each one back; the folders exist.
 
-    A shard gets its own name only after what was written has been given back. While one shard is written, others are
-    hashed and read back. scratch: a folder on the same file system for temporary names.
-    from_disk: read back what the disk holds, not what the kernel remembers: as many bytes of traffic as writing.
+    A shard gets its own name only after what was written has been given back. scratch: a folder on the same file
+    system for temporary names. from_disk: read back what the disk holds, not what the kernel remembers of it; that is
+    as much traffic as writing.
     Raises OSError (a full disk, …) or CacheError (other bytes came back); then no temporary file is left, but some of
     the shards may have got their names.
     """
-    results: list[Any] = [None] * len(unit)
-    with ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as checker:
-        # the largest first: reading back the last one hides behind nothing
+    tasks: dict[int, tuple[Future[str], Future[None], np.ndarray]] = {}
+    with ThreadPoolExecutor(_WRITERS) as writers, ThreadPoolExecutor(1) as hasher:
+        # the largest first: the small ones, which mostly wait for the disk, hide behind them
         for index in sorted(range(len(unit)), key=lambda i: -unit[i][1].shard_bytes):
             path, spec, values = unit[index]
             buffers, crcs = shards.encode(spec, values)
-            digest = hasher.submit(shards.sha256, buffers)
-            temporary = _written(scratch / uuid.uuid4().hex, buffers, from_disk)
-            results[index] = digest, checker.submit(_check_and_name, temporary, path, spec, crcs), crcs
-    for _, named, _ in results:
-        named.result()
-    for folder in {path.parent for path, _, _ in unit}:
-        sync_folder(folder)
+            put = writers.submit(_put, path, spec, buffers, crcs, scratch, from_disk)
+            tasks[index] = hasher.submit(shards.sha256, buffers), put, crcs
+        for _, put, _ in tasks.values():
+            put.result()
+        list(writers.map(sync_folder, {path.parent for path, _, _ in unit}))  # together they cost little more than one
     return [
         Written(bytes=spec.shard_bytes, sha256=digest.result(), crcs=crcs)
-        for (_, spec, _), (digest, _, crcs) in zip(unit, results, strict=True)
+        for (_, spec, _), (digest, _, crcs) in zip(unit, (tasks[i] for i in range(len(unit))), strict=True)
     ]
 
 
-def _written(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> Path:
-    """A new file of these bytes, synced. forget: the next one who reads it gets what the disk holds."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder survive a power cut: a rename alone lives in memory for a while."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        offset = 0
-        for batch, length in _batches(buffers):
-            _move(os.writev, handle, batch)
-            _flush(handle, offset, length)
-            offset += length
         os.fsync(handle)
-        if forget:
-            _flush(handle, 0, 0)
-    except BaseException:
-        path.unlink()
-        raise
     finally:
         os.close(handle)
-    return path
 
 
-def _batches(buffers: Sequence[np.ndarray]) -> Iterator[tuple[list[memoryview], int]]:
-    """The buffers in groups for one system call, and the bytes of each group."""
-    batch, length = list[memoryview](), 0
-    for buffer in buffers:
-        batch.append(memoryview(buffer))
-        length += buffer.nbytes
-        if length >= _EARLY or len(batch) == _IOV_MAX:
-            yield batch, length
-            batch, length = [], 0
-    if batch:
-        yield batch, length
-
-
-def _check_and_name(temporary: Path, path: Path, spec: ArraySpec, crcs: np.ndarray) -> None:
-    """Give the file its name if every byte of it can be read back. Else it is deleted: CacheError."""
+def _put(
+    path: Path, spec: ArraySpec, buffers: Sequence[np.ndarray], crcs: np.ndarray, scratch: Path, from_disk: bool
+) -> None:
+    """Write a file, read every byte of it back, and only then give it its name."""
+    temporary = scratch / uuid.uuid4().hex
     try:
+        _write(temporary, buffers, from_disk)
         _check_file(temporary, spec, crcs)
         temporary.replace(path)
     except ShardFormatError as error:
@@ -132,13 +125,35 @@ def _check_and_name(temporary: Path, path: Path, spec: ArraySpec, crcs: np.ndarr
         temporary.unlink(missing_ok=True)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder survive a power cut: a rename alone lives in memory for a while."""
-    handle = os.open(path, os.O_RDONLY)
+def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> None:
+    """A new file of these bytes, synced. forget: who reads it next gets what the disk holds."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        offset = 0
+        for batch in _batches(buffers):
+            start = offset
+            left: Sequence[memoryview] = batch
+            while left:
+                count = os.writev(handle, left[:_IOV_MAX])
+                offset, left = offset + count, _rest(left, count)
+            _flush(handle, start, offset - start)
         os.fsync(handle)
+        if forget:
+            _flush(handle, 0, 0)
     finally:
         os.close(handle)
+
+
+def _batches(buffers: Sequence[np.ndarray]) -> Iterator[list[memoryview]]:
+    """The buffers in groups of `_EARLY` bytes or a little more."""
+    batch, length = list[memoryview](), 0
+    for buffer in buffers:
+        batch.append(buffer.data)
+        length += buffer.nbytes
+        if length >= _EARLY:
+            yield batch
+            batch, length = [], 0
+    yield batch
 
 
 def _flush(handle: int, offset: int, length: int) -> None:
@@ -152,39 +167,17 @@ def _check_file(path: Path, spec: ArraySpec, crcs: np.ndarray) -> None:
     per = spec.slots_per_chunk
     step = max(1, _BLOCK // shards.chunk_bytes(spec)) * per
     buffer = shards.aligned_empty((min(step, spec.slots_per_unit), *spec.item_shape), spec.dtype)
-    with opened(spec, path) as fetch:
+    with ShardFile(spec, path) as file:
         for first in range(0, spec.slots_per_unit, step):
             last = min(first + step, spec.slots_per_unit)
-            shards.read(spec, fetch, first, last, out=buffer[: last - first], crcs=crcs)
-        shards.check_index(spec, fetch)
+            shards.read(spec, file.fetch, first, last, out=buffer[: last - first], crcs=crcs)
+        shards.check_index(spec, file.fetch)
 
 
-def _fill(handle: int, offset: int, buffers: Sequence[memoryview]) -> None:
-    def more(handle: int, buffers: Sequence[memoryview]) -> int:
-        nonlocal offset
-        count = os.preadv(handle, buffers, offset)
-        if not count:
-            raise ShardFormatError(f"the file ends at byte {offset}")
-        offset += count
-        return count
-
-    _move(more, handle, buffers)
-
-
-def _move(call: Callable[[int, Sequence[memoryview]], int], handle: int, buffers: Sequence[memoryview]) -> None:
-    """Call `call` (writev, or a read) until all buffers are through: it may take a part of them only."""
-    for start in range(0, len(buffers), _IOV_MAX):
-        batch = buffers[start : start + _IOV_MAX]
-        missing = sum(buffer.nbytes for buffer in batch)
-        while missing := missing - (count := call(handle, batch)):
-            batch = _rest(batch, count)
-
-
-def _rest(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
-    """What is left of the buffers after their first `count` bytes."""
-    left = []
-    for buffer in buffers:
+def _rest(buffers: Sequence[memoryview], count: int) -> Sequence[memoryview]:
+    """What is left of the buffers after their first `count` bytes: a system call may take a part of them only."""
+    for index, buffer in enumerate(buffers):
         if count < buffer.nbytes:
-            left.append(buffer[count:])
-        count = max(0, count - buffer.nbytes)
-    return left
+            return [buffer[count:], *buffers[index + 1 :]]
+        count -= buffer.nbytes
+    return []

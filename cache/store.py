@@ -227,8 +227,8 @@ class Store:
                 "not extracted yet; run extract again to resume"
             )
         try:
-            with self.place.opened(spec, self._shard(spec, unit)) as fetch:
-                shards.read(spec, fetch, first, last, out=out, crcs=commit["shards"][spec.name].crcs)
+            with self.place.opened(spec, self._shard(spec, unit)) as shard:
+                shards.read(spec, shard.fetch, first, last, out=out, crcs=commit["shards"][spec.name].crcs)
         except (ShardFormatError, FileNotFoundError) as error:
             raise CacheError(f"{self.damaged(spec, unit)}: {error}") from error
         except OSError as error:  # too many open files, no network: no reason to call the data damaged

@@ -137,8 +137,8 @@ def _unit_problems(store: Store, unit: int, rows: _Rows | None) -> Iterator[str]
 def _whole(store: Store, spec: ArraySpec, unit: int, committed: Written) -> Iterator[Fetch]:
     """The shard in memory, read once; ShardFormatError if its digest is another."""
     data = np.empty(spec.shard_bytes, np.uint8)
-    with store.place.opened(spec, create.shard_name(store.meta, spec, unit)) as fetch:
-        fetch(0, [data.data])
+    with store.place.opened(spec, create.shard_name(store.meta, spec, unit)) as shard:
+        shard.fetch(0, [data.data])
     if (found := shards.sha256([data])) != committed.sha256:
         raise ShardFormatError(f"its sha256 is {found}, {committed.sha256} was committed")
 

@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from cache.layout import ArraySpec
-from cache.shards import Fetch, Written
+from cache.shards import Written
 
 LOCK: Final = "cache.lock"  # while a run writes: who it is
 SCRATCH: Final = "tmp"  # temporary names of files on their way; whatever a kill left there is deleted on resume
@@ -24,6 +24,13 @@ class Disk:
     device: int
     free: int
     """Bytes."""
+
+
+class Opened(Protocol):
+    """A shard, open for one read."""
+
+    def fetch(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """`shards.Fetch`."""
 
 
 class Place(ABC):
@@ -82,7 +89,7 @@ class Place(ABC):
         """sha256 (hex) of the content. FileNotFoundError if it is missing."""
 
     @abstractmethod
-    def opened(self, spec: ArraySpec, name: str) -> AbstractContextManager[Fetch]:
+    def opened(self, spec: ArraySpec, name: str) -> AbstractContextManager[Opened]:
         """To read parts of a shard. FileNotFoundError if it is missing, ShardFormatError if it has another size."""
 
     @abstractmethod

@@ -20,7 +20,7 @@ from cache.layout import ArraySpec
 from cache.places import lease
 from cache.places.base import LOCK, Disk, Place
 from cache.places.holder import Holder
-from cache.shards import Fetch, ShardFormatError, Written
+from cache.shards import ShardFormatError, Written
 from manifests.errors import CacheError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -116,27 +116,14 @@ class Bucket(Place):
             hasher.update(block)
         return hasher.hexdigest()
 
-    @contextmanager
-    def opened(self, spec: ArraySpec, name: str) -> Iterator[Fetch]:
-        try:
-            yield lambda offset, buffers: self._fetch(spec, name, offset, buffers)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            if (size := self.size(name)) is not None:
-                _require_size(spec, size)  # a range beyond the end is an error of S3's own
-            raise
+    def opened(self, spec: ArraySpec, name: str) -> _Object:
+        return _Object(self, spec, name)
 
     @_as_os_error
-    def _fetch(self, spec: ArraySpec, name: str, offset: int, buffers: Sequence[memoryview]) -> None:
-        length = sum(buffer.nbytes for buffer in buffers)
+    def get_range(self, name: str, offset: int, length: int) -> tuple[memoryview, int]:
+        """These bytes, and those that the whole object has."""
         answer = self.store.get(name, options={"range": (offset, offset + length)})
-        _require_size(spec, answer.meta["size"])
-        data = memoryview(answer.bytes())
-        done = 0
-        for buffer in buffers:
-            buffer[:] = data[done : done + buffer.nbytes]
-            done += buffer.nbytes
+        return memoryview(answer.bytes()), answer.meta["size"]
 
     def advise(self, name: str, offset: int, length: int) -> None:
         """Nothing to do: there is no page cache in between."""
@@ -201,9 +188,34 @@ class Bucket(Place):
             raise CacheError(f"{self.name}: its lock is of another run by now; this one stops, nothing of it is lost")
 
 
-def _require_size(spec: ArraySpec, size: int) -> None:
-    if size != spec.shard_bytes:
-        raise ShardFormatError(f"it has {size} bytes, a shard of array {spec.name} has {spec.shard_bytes}")
+class _Object(AbstractContextManager["_Object"]):
+    """A shard: `cache.places.base.Opened`."""
+
+    def __init__(self, bucket: Bucket, spec: ArraySpec, name: str) -> None:
+        self.bucket, self.spec, self.name = bucket, spec, name
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was opened: every request stands alone."""
+
+    def fetch(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """`shards.Fetch`. ShardFormatError if the object has another size than a shard."""
+        try:
+            data, size = self.bucket.get_range(self.name, offset, sum(buffer.nbytes for buffer in buffers))
+        except FileNotFoundError:
+            raise
+        except OSError:  # a range beyond the end is an error of S3's own
+            found = self.bucket.size(self.name)
+            if found is None or found == self.spec.shard_bytes:
+                raise
+            size = found
+        if size != self.spec.shard_bytes:
+            raise ShardFormatError(
+                f"it has {size} bytes, a shard of array {self.spec.name} has {self.spec.shard_bytes}"
+            )
+        done = 0
+        for buffer in buffers:
+            buffer[:] = data[done : done + buffer.nbytes]
+            done += buffer.nbytes
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -21,7 +21,7 @@ from cache.layout import ArraySpec
 from cache.places.base import LOCK, SCRATCH, Disk, Place
 from cache.places.holder import Holder
 from cache.shard_files import sync_folder
-from cache.shards import Fetch, Written
+from cache.shards import Written
 from manifests.errors import CacheError
 
 UNITS: Final = "units.lock"  # its byte n is held while unit n is written
@@ -77,8 +77,8 @@ class Folder(Place):
         with (self.root / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def opened(self, spec: ArraySpec, name: str) -> AbstractContextManager[Fetch]:
-        return shard_files.opened(spec, self.root / name)
+    def opened(self, spec: ArraySpec, name: str) -> shard_files.ShardFile:
+        return shard_files.ShardFile(spec, self.root / name)
 
     def advise(self, name: str, offset: int, length: int) -> None:
         shard_files.advise(self.root / name, offset, length)

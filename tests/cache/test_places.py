@@ -264,5 +264,5 @@ def test_units_exclude_other_processes_until_they_die(tmp_path: Path) -> None:
 
 def test_a_shard_of_another_size_is_no_shard(tmp_path: Path) -> None:
     (tmp_path / "c.0").write_bytes(b"x")
-    with pytest.raises(ShardFormatError, match="has 1 bytes"), shard_files.opened(ARRAYS[0], tmp_path / "c.0"):
+    with pytest.raises(ShardFormatError, match="has 1 bytes"), shard_files.ShardFile(ARRAYS[0], tmp_path / "c.0"):
         pass
