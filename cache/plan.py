@@ -32,6 +32,7 @@ IMAGE_SCHEMA: Final = pa.schema(
     + [(name, pa.int32()) for name in ("height", "width", "unit")]
     + [("slot", pa.int64()), ("box", _INTS)]
 )
+_INTEGERS: Final = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
 BoxTuple = tuple[int, int, int, int, int]
 
 
@@ -152,8 +153,9 @@ class Rows(LazyTable[R]):
         """A whole column: integers [rows] in the smallest dtype that holds them all. Kept from its first use on."""
         if name not in self._numbers:
             values = self.column(name).to_numpy()
-            ends = (values.min(initial=0), values.max(initial=0))
-            self._numbers[name] = values.astype(np.result_type(*map(np.min_scalar_type, ends)))
+            low, high = values.min(initial=0), values.max(initial=0)
+            fitting = (kind for kind in _INTEGERS if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+            self._numbers[name] = values.astype(next(fitting))
         return self._numbers[name]
 
     def _decode(self, record: dict[str, Any]) -> R:

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, BinaryIO, ClassVar, Final, TypeAlias, TypeVar, overload
 
 import pyarrow as pa
@@ -125,8 +125,10 @@ class LazyTable(Sequence[T]):
             return group.rows[place]
 
     def __iter__(self) -> Iterator[T]:
-        for number in range(len(self._starts) - 1):  # through no memory: who reads everything reads it once
-            yield from map(self._decode, self._read(number).to_pylist())
+        for number, (start, stop) in enumerate(pairwise(self._starts)):
+            if start < stop:  # a table without rows has an empty group
+                # not into the memory: who reads everything reads it once
+                yield from map(self._decode, self._read(number).to_pylist())
 
     def column(self, name: str) -> pa.Array:
         """All values of one column. The others are not read."""
