@@ -14,7 +14,6 @@ from manifests.schema import Object
 from stages.evaluate.results import ObjectResult
 from stages.train_head.data import as_box
 from stages.train_head.heads.base import crop_resize
-from stages.train_head.trainer import split_indices
 
 THRESHOLDS: Final = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)  # maps have mean 1
 Choice = tuple[int, float]
@@ -24,7 +23,7 @@ def choose(priors: Priors) -> dict[str, Choice]:
     """Task -> (map, threshold) with the best cIoU on validation expressions, or on training narratives."""
     chosen = {}
     for task, split in (("referring", "val"), ("narrative", "train")):
-        indices = [i for i in split_indices(priors, split) if priors.samples[i].task == task][:120]
+        indices = priors.samples.where(split=[split], task=[task])[:120]
         sums = np.zeros((priors.channels, len(THRESHOLDS), 2))
         for maps, truth, _ in _maps(priors, indices):
             if maps is None:

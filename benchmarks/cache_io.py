@@ -28,14 +28,16 @@ import zarr
 
 from benchmarks.ratios import ratio
 from cache import shards
-from cache.layout import ArraySpec, Meta, zarr_metadata
-from cache.plan import ImageRow
-from cache.shard_files import ShardFile, write_shards
+from cache.layout import ArraySpec
+from cache.plan import IMAGE_SCHEMA
+from cache.shard_files import write_shards
+from cache.store import Store
 from manifests.masks import encode
 from manifests.schema import Object, Piece, Sample
-from stages.extract.plan import WordCount, make_plan
+from stages.extract.plan import Images, make_plan
 from stages.extract.presets import PRESETS
 from stages.extract.sam import SAM_PRESETS
+from stages.extract.texts import WordCount
 
 LLAVA: Final = PRESETS["llava"]
 PHRASE: Final = "the man in a red shirt"  # RefCOCO's expressions have 3.5 words, PNG's sentences more
@@ -74,7 +76,7 @@ def llava_arrays() -> list[ArraySpec]:
         height=4, width=4, pieces=pieces, objects=(thing,) * 3,
     )  # fmt: skip
     samples = [replace(sample, sample_id=str(index)) for index in range(100)]
-    images: tuple[dict[str, int], list[ImageRow], dict[str, str]] = ({"0.jpg": 0}, [], {})
+    images = Images(row_of={"0.jpg": 0}, rows=IMAGE_SCHEMA.empty_table(), missing={})
     return make_plan(samples, WordCount(LLAVA), LLAVA, SAM_PRESETS["vit_l"], images, batch_size=4).arrays
 
 
@@ -134,37 +136,26 @@ def compare_reads(config: Config, spec: ArraySpec) -> dict[str, Any]:
 
 def _readers(config: Config, spec: ArraySpec, out: np.ndarray) -> dict[str, Read]:
     """Every reader of the same objects, written here to its own format."""
-    meta = Meta(
-        kind="priors", units=config.units, identity={}, soft={}, arrays={spec.name: spec}, files={}, state="complete"
+    store = Store.create_or_resume(
+        config.dir / "cache", kind="priors", identity={}, soft={}, arrays=[spec], units=config.units, files={}
     )
-    for name, data in zarr_metadata(meta).items():
-        (config.dir / name).parent.mkdir(parents=True, exist_ok=True)
-        (config.dir / name).write_bytes(data)
-    folder = config.dir / meta.group / spec.name
+    folder = config.dir / "cache" / store.meta.group / spec.name
     flat, file = config.dir / "flat", h5py.File(config.dir / "objects.h5", "w")
     shape = (config.units * spec.slots_per_unit, *spec.item_shape)
     dataset = file.create_dataset("objects", shape, spec.dtype, chunks=(1, *spec.item_shape))
-    crcs = []
     with flat.open("wb") as target:
         for unit in range(config.units):
             values = unit_values(spec, unit)
             target.write(values.data)
             dataset[unit * len(values) : (unit + 1) * len(values)] = values
-            crcs.append(write_shards([(folder / spec.shard_key(unit), spec, values)], config.dir)[0].crcs)
+            store.write_unit(unit, {spec.name: values}, {})
     file.flush()
     mapped = np.memmap(flat, spec.dtype, "r", shape=shape)
     array = zarr.open_array(folder, mode="r")
-    paths = [folder / spec.shard_key(unit) for unit in range(config.units)]
-
-    def ours(index: int, check: bool) -> None:
-        unit, slot = divmod(index, spec.slots_per_unit)
-        with ShardFile(spec, paths[unit]) as shard:
-            shards.read(spec, shard.fetch, slot, slot + 1, out=out, crcs=crcs[unit], check=check)
-
     readers: dict[str, Read] = {
         "memmap": lambda index: np.copyto(out[0], mapped[index]),
-        "ours, crc": lambda index: ours(index, True),
-        "ours, no crc": lambda index: ours(index, False),
+        "ours, crc": lambda index: store.read(spec.name, index, index + 1, out),
+        "ours, no crc": lambda index: store.read(spec.name, index, index + 1, out, check=False),
         "h5py": lambda index: dataset.read_direct(out, np.s_[index : index + 1]),
         "zarr": lambda index: np.copyto(out[0], np.asarray(array[index])),
     }
@@ -172,8 +163,8 @@ def _readers(config: Config, spec: ArraySpec, out: np.ndarray) -> dict[str, Read
         import tensorstore
     except ImportError:
         return readers
-    store = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
-    opened = tensorstore.open(store, recheck_cached_data=False).result()
+    kvstore = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder)}}
+    opened = tensorstore.open(kvstore, recheck_cached_data=False).result()
     return readers | {"tensorstore": lambda index: np.copyto(out[0], opened[index].read().result())}
 
 

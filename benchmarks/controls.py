@@ -27,6 +27,7 @@ import tyro
 from benchmarks import best_map
 from benchmarks.random_weights import random_llava
 from cache.priors import Priors, SamplePriors
+from manifests.manifest import Samples
 from manifests.schema import Sample
 from pipeline.cli import main as run_pipeline
 from pipeline.train_head import TrainHead, build
@@ -147,13 +148,9 @@ def numbers(referring: Sequence[ObjectResult], narrative: Sequence[ObjectResult]
     return found
 
 
-def held_out_indices(samples: Sequence[Sample]) -> list[int]:
+def held_out_indices(samples: Samples) -> list[int]:
     """Held-out samples: testA and testB of referring expressions, val2017 of narratives."""
-    return [
-        i
-        for i, s in enumerate(samples)
-        if s.split in ("testA", "testB") or (s.task == "narrative" and s.split == "val")
-    ]
+    return sorted(samples.where(split=["testA", "testB"]) + samples.where(split=["val"], task=["narrative"]))
 
 
 def run_one(job: tuple[str, int, dict[str, str], int | None, str]) -> tuple[str, int, dict[str, Any]]:
@@ -180,8 +177,8 @@ def run_one(job: tuple[str, int, dict[str, str], int | None, str]) -> tuple[str,
     result: dict[str, Any] = numbers(outcome.referring, outcome.narrative)
     result |= {"seconds": round(seconds, 1), "failed_samples": len(outcome.failures)}
     if name == "trained":
-        words = [w for w, s in _with_samples(outcome.words, priors.samples) if s.dataset.startswith("scenes")]
-        texts = [words_of(s.pieces) for s in priors.samples if s.split == "train" and s.task == "narrative"]
+        words = [w for w in outcome.words if w.dataset.startswith("scenes")]
+        texts = [words_of(priors.samples[i].pieces) for i in priors.samples.where(split=["train"], task=["narrative"])]
         rows = {
             "selector": summarise_keywords(words, 0.3, draws=1),
             "all_nouns": summarise_chooser(words, "every noun phrase", NounPhrases.for_scenes(), draws=1),
@@ -198,11 +195,6 @@ def run_one(job: tuple[str, int, dict[str, str], int | None, str]) -> tuple[str,
 
 def _f1(score: Any) -> float:
     return score.f1.value if score.f1 else 0.0
-
-
-def _with_samples(words: Sequence[Any], samples: Sequence[Sample]) -> list[tuple[Any, Sample]]:
-    by_id = {s.sample_id: s for s in samples}
-    return [(w, by_id[w.sample_id]) for w in words]
 
 
 def extract(config: Config) -> dict[str, str]:

@@ -7,18 +7,17 @@ A sample's objects, object tokens and answer tokens are consecutive slots of one
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import repeat
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cache.layout import ArraySpec
 from manifests.errors import CacheError
+from manifests.table import GROUP, MEMORY, LazyTable, Source, parquet_writer
 
 _INTS = pa.list_(pa.int32())
 ROW_SCHEMA: Final = pa.schema(
@@ -33,6 +32,7 @@ IMAGE_SCHEMA: Final = pa.schema(
     + [(name, pa.int32()) for name in ("height", "width", "unit")]
     + [("slot", pa.int64()), ("box", _INTS)]
 )
+_INTEGERS: Final = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "int64")
 BoxTuple = tuple[int, int, int, int, int]
 
 
@@ -102,68 +102,81 @@ class ImageRow:
     """As in PlanRow, in SAM's square input."""
 
 
+R = TypeVar("R", PlanRow, ImageRow)
+
+
 def rows_table(rows: Sequence[PlanRow] | Sequence[ImageRow], schema: pa.Schema) -> pa.Table:
     """The rows as a table with the columns of ROW_SCHEMA or IMAGE_SCHEMA."""
     return pa.Table.from_pylist([asdict(row) for row in rows], schema)
 
 
+def columns_table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    """The table of such columns (arrays, lists of text, `list_column`s), each of the type that the schema has."""
+    return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def list_column(lengths: np.ndarray, values: Any) -> pa.ListArray:
+    """A column of lists of int32. lengths: [rows]; values: of all lists, one after the other, a buffer of int32."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.asarray(values, np.int32)))
+
+
 def rows_bytes(table: pa.Table) -> bytes:
     """The content of rows.parquet; the same table gives the same bytes (of one pyarrow version)."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    with parquet_writer(sink, table.schema) as writer:
+        writer.write_table(table, row_group_size=GROUP)
     return sink.getvalue()
 
 
-class Rows:
-    """rows.parquet in memory: numpy columns, lists as views: a million rows cost no Python objects."""
+class Rows(LazyTable[R]):
+    """rows.parquet: rows as dataclasses when they are asked for, columns of numbers as compact arrays.
 
-    def __init__(self, table: pa.Table, schema: pa.Schema) -> None:
-        if table.schema.names != schema.names or table.schema.types != schema.types:
-            raise CacheError(f"rows.parquet has the columns {table.schema.names}, expected {schema.names}")
-        self.table = table
+    Raises CacheError where the file is missing, damaged, or has other columns.
+    """
+
+    what, cure, error = "rows.parquet", "restore it, or delete the cache and extract again", CacheError
+    schema: ClassVar[pa.Schema]
+    row: ClassVar[Callable[..., Any]]
+
+    def __init__(self, source: Source, memory_bytes: int = MEMORY) -> None:
+        super().__init__(source, memory_bytes)
+        found = self._file.schema_arrow
+        if found.names != self.schema.names or found.types != self.schema.types:
+            raise CacheError(f"{self.name} has the columns {found.names}, expected {self.schema.names}: {self.cure}")
         self._numbers: dict[str, np.ndarray] = {}
-        self._lists: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for field in schema:
-            column = table.column(field.name).combine_chunks()
-            if pa.types.is_list(field.type):
-                ends = np.cumsum(np.asarray(column.value_lengths()), dtype=np.int64)
-                self._lists[field.name] = np.concatenate([[0], ends]), np.asarray(column.flatten())
-            elif not pa.types.is_string(field.type):
-                self._numbers[field.name] = np.asarray(column)
-
-    @classmethod
-    def read(cls, path: Path, schema: pa.Schema) -> Rows:
-        return cls(pq.read_table(path), schema)
-
-    def __len__(self) -> int:
-        return len(self.table)
 
     def number(self, name: str, row: int) -> int:
-        return int(self._numbers[name][row])
+        return int(self.numbers(name)[row])
 
     def numbers(self, name: str) -> np.ndarray:
-        """A whole column: int32 or int64 [rows]."""
+        """A whole column: integers [rows] in the smallest dtype that holds them all. Kept from its first use on."""
+        if name not in self._numbers:
+            values = self.column(name).to_numpy()
+            low, high = values.min(initial=0), values.max(initial=0)
+            fitting = (kind for kind in _INTEGERS if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+            self._numbers[name] = values.astype(next(fitting))
         return self._numbers[name]
 
-    def values(self, name: str, row: int) -> np.ndarray:
-        """The list in one row: int32 [n], a view."""
-        offsets, flat = self._lists[name]
-        return flat[offsets[row] : offsets[row + 1]]
+    def _decode(self, record: dict[str, Any]) -> R:
+        lists = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
+        return type(self).row(**(record | lists))
 
-    def box(self, row: int) -> BoxTuple:
-        top, left, height, width, size = self.values("box", row).tolist()
-        return top, left, height, width, size
+
+class PlanRows(Rows[PlanRow]):
+    """Of a priors cache: row i is sample i."""
+
+    schema, row = ROW_SCHEMA, PlanRow
 
     def planned_failures(self) -> list[dict[str, object]]:
         """[{"sample": row, "reason": text}] of the samples that failed at planning: for `Store.finish`."""
-        errors = self.table.column("error").to_pylist()
-        return [{"sample": row, "reason": error} for row, error in enumerate(errors) if error is not None]
+        return [{"sample": row, "reason": self[row].error} for row in np.flatnonzero(self.numbers("unit") < 0).tolist()]
 
-    def row(self, index: int) -> PlanRow:
-        """One row of the priors' plan as the dataclass, lists as tuples of int."""
-        record: dict[str, Any] = self.table.slice(index, 1).to_pylist()[0]
-        lists = {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
-        return PlanRow(**(record | lists))
+
+class ImageRows(Rows[ImageRow]):
+    """Of an image cache: row i is image i."""
+
+    schema, row = IMAGE_SCHEMA, ImageRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,7 +197,7 @@ class Packing:
 
 
 def pack(
-    counts: Sequence[tuple[int, int, int]],
+    counts: Sequence[tuple[int, int, int]] | np.ndarray,
     *,
     objects_per_unit: int,
     token_chunk: int = 1,
@@ -193,39 +206,49 @@ def pack(
 ) -> Packing:
     """Lay samples into units, in order: into the current unit if the objects still fit, else into a new one.
 
-    counts: (objects, object tokens, answer tokens) per sample; a sample without objects takes one (padding) slot.
-    The token capacities are what the fullest unit needs, rounded up to the chunk.
+    counts: (objects, object tokens, answer tokens) per sample, [samples, 3]; a sample without objects takes one
+    (padding) slot. The token capacities are what the fullest unit needs, rounded up to the chunk.
     errors: samples that failed before (a reason, else None) get no slots, and neither do those that fit into no unit.
     """
     if min(objects_per_unit, token_chunk, answer_chunk) < 1:
         raise ValueError("objects_per_unit, token_chunk and answer_chunk must be at least 1")
-    found: list[str | None] = []
-    places = np.full((len(counts), 4), -1, np.int64)  # unit, then the offset inside it, per kind of slot
-    used: list[list[int]] = []  # slots taken so far, per unit and kind
-    for index, ((objects, tokens, answer), error) in enumerate(
-        zip(counts, errors or repeat(None, len(counts)), strict=True)
-    ):
-        if error is None and objects > objects_per_unit:
-            error = f"{objects} objects do not fit into a unit of {objects_per_unit}; plan with a larger unit"
-        found.append(error)
-        if error is not None:
-            continue
-        taken = max(objects, 1)
-        if not used or used[-1][0] + taken > objects_per_unit:
-            used.append([0, 0, 0])
-        places[index] = len(used) - 1, *used[-1]
-        used[-1] = [used[-1][0] + taken, used[-1][1] + tokens, used[-1][2] + answer]
-    capacity = [objects_per_unit, *(_round_up(max((unit[kind] for unit in used), default=0), chunk)
-                                    for kind, chunk in ((1, token_chunk), (2, answer_chunk)))]  # fmt: skip
-    unit, placed = places[:, 0], places[:, 0] >= 0
-    slots = np.where(placed[:, None], unit[:, None] * np.array(capacity) + places[:, 1:], -1)
-    filled = np.array(counts, np.int64).reshape(-1, 3)[placed].sum(axis=0)
-    padding = [len(used) * size - int(full) for size, full in zip(capacity, filled, strict=True)]
+    table = np.asarray(counts, np.int64).reshape(-1, 3)
+    found = list(repeat(None, len(table)) if errors is None else errors)
+    for index in np.flatnonzero(table[:, 0] > objects_per_unit).tolist():
+        found[index] = found[index] or (
+            f"{table[index, 0]} objects do not fit into a unit of {objects_per_unit}; plan with a larger unit"
+        )
+    placed = np.array([error is None for error in found], bool)
+    taken = table[placed]
+    taken[:, 0] = taken[:, 0].clip(1)
+    unit = _units(taken[:, 0], objects_per_unit)
+    units = int(unit[-1]) + 1 if len(unit) else 0
+    first = np.searchsorted(unit, np.arange(units))  # sample of every unit
+    fullest = np.add.reduceat(taken, first, axis=0).max(axis=0) if units else np.zeros(3, np.int64)
+    capacity = [objects_per_unit, _round_up(int(fullest[1]), token_chunk), _round_up(int(fullest[2]), answer_chunk)]
+    before = taken.cumsum(axis=0) - taken
+    slots = np.full((len(table), 4), -1, np.int64)
+    slots[placed, 0] = unit
+    slots[placed, 1:] = unit[:, None] * capacity + before - before[first][unit]
+    filled = table[placed].sum(axis=0)
+    padding = [units * size - int(full) for size, full in zip(capacity, filled, strict=True)]
     return Packing(
-        units=len(used), objects_per_unit=capacity[0], tokens_per_unit=capacity[1], answers_per_unit=capacity[2],
-        unit=unit, slot=slots[:, 0], token_slot=slots[:, 1], answer_slot=slots[:, 2],
+        units=units, objects_per_unit=capacity[0], tokens_per_unit=capacity[1], answers_per_unit=capacity[2],
+        unit=slots[:, 0], slot=slots[:, 1], token_slot=slots[:, 2], answer_slot=slots[:, 3],
         errors=tuple(found), padding=(padding[0], padding[1], padding[2]),
     )  # fmt: skip
+
+
+def _units(taken: np.ndarray, capacity: int) -> np.ndarray:
+    """int64 [samples]: the unit of each sample that takes so many object slots, none more than `capacity`."""
+    units = np.zeros(len(taken), np.int64)
+    unit = used = 0
+    for index, count in enumerate(taken.tolist()):
+        if used + count > capacity:
+            unit, used = unit + 1, 0
+        used += count
+        units[index] = unit
+    return units
 
 
 def _round_up(value: int, chunk: int) -> int:

@@ -18,11 +18,11 @@ import numpy as np
 from cache.identity import differing
 from cache.memory import Memory
 from cache.places import Place, Where, place_of
-from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, BoxTuple, Rows
+from cache.plan import BoxTuple, ImageRows, PlanRows
 from cache.scaling import restore_states
 from cache.store import Store
 from manifests.errors import CacheError, IdentityMismatch
-from manifests.schema import Sample, read_manifest
+from manifests.manifest import Samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +54,8 @@ class Priors:
 
     def __init__(self, store: Store, images: Store | None, memory_bytes: int) -> None:
         self.store, self.images = store, images
-        self.rows = Rows.read(store.file("rows.parquet"), ROW_SCHEMA)
-        self.image_rows = Rows.read(images.file("rows.parquet"), IMAGE_SCHEMA) if images else None
+        self.rows = PlanRows(store.file("rows.parquet"))
+        self.image_rows = ImageRows(images.file("rows.parquet")) if images else None
         self.channels, *grid = store.meta.arrays["attention"].item_shape
         self.grid: tuple[int, int] = (grid[0], grid[1])
         self.layers, self.width = store.meta.arrays["hidden"].item_shape
@@ -98,9 +98,9 @@ class Priors:
         return len(self.rows)
 
     @cached_property
-    def samples(self) -> list[Sample]:
-        """The manifest, in order: sample i is what `read(i)` is about. Read on first use."""
-        samples = read_manifest(self.store.file("manifest.parquet"))
+    def samples(self) -> Samples:
+        """The manifest, in order: sample i is what `read(i)` is about. Opened on first use, read row by row."""
+        samples = Samples(self.store.file("manifest.parquet"))
         if len(samples) != len(self.rows):
             raise CacheError(
                 f"{self.store.name}: {len(samples)} samples in the manifest, {len(self.rows)} in rows.parquet"
@@ -110,6 +110,11 @@ class Priors:
     @property
     def identity(self) -> dict[str, Any]:
         return self.store.meta.identity
+
+    def objects(self) -> int:
+        """Objects of the samples that did not fail."""
+        counts = self.rows.numbers("objects")
+        return int(counts.sum()) - sum(int(counts[index]) for index in self.failures)
 
     def available(self, index: int) -> bool:
         """Can sample `index` be read (or is it known to have failed)? Always true for a complete cache."""
@@ -148,29 +153,27 @@ class Priors:
         """(top, left, height, width, size): the sample's image in SAM's square input, pixels of that square."""
         image = self._image(index)
         assert self.image_rows is not None
-        return self.image_rows.box(image)
+        return self.image_rows[image].box
 
     def _read(self, index: int) -> SamplePriors:
-        rows, read = self.rows, self.store.read
-        slot, objects = rows.number("slot", index), rows.number("objects", index)
-        counts, ids = rows.values("token_counts", index), rows.values("answer_ids", index)
-        token, answer = rows.number("token_slot", index), rows.number("answer_slot", index)
-        tokens = slice(token, token + int(counts.sum()))
-        answers = slice(answer, answer + len(ids))
+        row, read = self.rows[index], self.store.read
+        slots = slice(row.slot, row.slot + row.objects)
+        tokens = slice(row.token_slot, row.token_slot + len(row.token_positions))
+        answers = slice(row.answer_slot, row.answer_slot + len(row.answer_ids))
         return SamplePriors(
-            attention=read("attention", slot, slot + objects),
-            attention_mass=read("attention_mass", slot, slot + objects),
+            attention=read("attention", slots.start, slots.stop),
+            attention_mass=read("attention_mass", slots.start, slots.stop),
             hidden=restore_states(
                 read("hidden", tokens.start, tokens.stop), read("hidden_scale", tokens.start, tokens.stop)
             ),
-            hidden_object=np.repeat(np.arange(objects, dtype=np.int64), counts),
+            hidden_object=np.repeat(np.arange(row.objects, dtype=np.int64), row.token_counts),
             answer_hidden=restore_states(
                 read("answer_hidden", answers.start, answers.stop), read("answer_scale", answers.start, answers.stop)
             ),
-            answer_ids=ids.copy(),
-            answer_object=rows.values("answer_object", index).copy(),
-            answer_word=rows.values("answer_word", index).copy(),
-            box=rows.box(index),
+            answer_ids=np.array(row.answer_ids, np.int32),
+            answer_object=np.array(row.answer_object, np.int32),
+            answer_word=np.array(row.answer_word, np.int32),
+            box=row.box,
         )
 
     def _checked(self, index: int) -> int:
@@ -191,11 +194,13 @@ class Priors:
     def _failures(self) -> dict[int, str]:
         """Reasons by sample: of the planner, of the LMM, and of the image encoder for every sample of that image."""
         failures = {int(entry["sample"]): str(entry["reason"]) for entry in self.store.failures()}
-        failures |= {int(str(entry["sample"])): str(entry["reason"]) for entry in self.rows.planned_failures()}
+        if not self.store.complete:  # else they are among those above
+            failures |= {int(str(entry["sample"])): str(entry["reason"]) for entry in self.rows.planned_failures()}
         images = {entry["image"]: entry["reason"] for entry in self.images.failures()} if self.images else {}
-        for index, image in enumerate(self.rows.numbers("image").tolist() if images else ()):
-            if image in images:
-                failures.setdefault(index, f"its image has no embedding: {images[image]}")
+        if images:
+            image_of = self.rows.numbers("image")
+            for index in np.flatnonzero(np.isin(image_of, list(images))).tolist():
+                failures.setdefault(index, f"its image has no embedding: {images[int(image_of[index])]}")
         return failures
 
 

@@ -174,11 +174,8 @@ def shown(reports: Iterable[dict[str, Any]], todo: Sequence[Any], plan: Any) -> 
     """The workers' reports as they come, with a bar for images and one for objects: rates and failures of this run."""
     from tqdm import tqdm
 
-    counts = {
-        "images": Counter(row.unit for row in plan.image_rows),
-        "priors": Counter(row.unit for row in plan.rows for _ in range(row.objects) if row.error is None),
-    }
-    totals = {kind: sum(counts[kind][unit.number] for unit in todo if unit.kind == kind) for kind in counts}
+    counts = {"images": plan.images_of_units, "priors": plan.objects_of_units}
+    totals = {kind: sum(int(counts[kind][unit.number]) for unit in todo if unit.kind == kind) for kind in counts}
     names = {"images": "image", "priors": "object"}
     bars = {kind: tqdm(total=totals[kind], desc=f"{names[kind]}s", unit=names[kind]) for kind in names if totals[kind]}
     written: Counter[str] = Counter()
@@ -192,7 +189,7 @@ def shown(reports: Iterable[dict[str, Any]], todo: Sequence[Any], plan: Any) -> 
                 bar.start_t = bar.last_print_t = last
             written[kind] += report["bytes"]
             failed[kind] += len(report["failures"])
-            bar.update(counts[kind][report["unit"]])
+            bar.update(int(counts[kind][report["unit"]]))
             rate = written[kind] / 1e6 / max(1e-9, bar.format_dict["elapsed"])
             bar.set_postfix_str(f"{rate:.0f} MB/s, {failed[kind]} failed")
             last = time.time()
@@ -274,8 +271,8 @@ def build_samples(args: Any) -> list[Any]:
 
 def _text(args: Extract, extraction: Any) -> Any:
     """The LMM's tokenizer; in a dry run without it an estimate."""
-    from stages.extract.plan import WordCount
     from stages.extract.processor import LMMProcessor
+    from stages.extract.texts import WordCount
 
     if not args.dry_run:
         return LMMProcessor(extraction.lmm)
@@ -306,7 +303,7 @@ def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: i
         "device": f"{where}, " + ("one worker in this process" if args.local else f"{workers} Ray worker(s)"),
         "cache": str(extraction.cache),
     }
-    from stages.extract.plan import WordCount
+    from stages.extract.texts import WordCount
 
     if args.dry_run and isinstance(_text(args, extraction), WordCount):
         rows["note"] = "the LMM's tokenizer is not on this machine: token counts are estimated"

@@ -31,10 +31,11 @@ class Manifest:
 
 
 def run_manifest(args: Manifest) -> None:
-    from manifests.schema import problem, read_manifest, write_manifest
+    from manifests.manifest import Samples, write_manifest
+    from manifests.schema import problem
     from pipeline.extract import build_samples
 
-    samples = read_manifest(args.file) if args.action == "info" and args.file else build_samples(args)
+    samples = Samples(args.file) if args.action == "info" and args.file else build_samples(args)
     counts: dict[tuple[str, str], Counter[str]] = {}
     problems = []
     for sample in samples:

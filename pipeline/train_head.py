@@ -160,9 +160,8 @@ def prepare_out(out: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
 
 def bytes_read(priors: Any, head: Any) -> dict[str, float]:
     """What the cache's arrays take on disk, padding included: per object, and per image if the head looks at those."""
-    objects = sum(len(s.objects) for i, s in enumerate(priors.samples) if i not in priors.failures)
     meta = priors.store.meta
-    found = {"bytes_per_object": round(meta.units * meta.unit_bytes / max(1, objects), 1)}
+    found = {"bytes_per_object": round(meta.units * meta.unit_bytes / max(1, priors.objects()), 1)}
     if head.refined_size is not None:
         meta = priors.images.meta
         found["bytes_per_image"] = round(meta.units * meta.unit_bytes / max(1, len(priors.image_rows)), 1)

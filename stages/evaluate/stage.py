@@ -48,11 +48,12 @@ class Outcome:
 
 def held_out(priors: PriorsLike, splits: Sequence[str] | None = None) -> list[int]:
     """Samples to evaluate: those of the given splits, by default all but `train`."""
-    if unknown := set(splits or ()) - {s.split for s in priors.samples}:
+    known = priors.samples.labels("split")
+    if unknown := set(splits or ()) - set(known):
         raise DatasetError(
             f"--splits {' '.join(sorted(unknown))}: the cache has no such split; its splits are {splits_of(priors)}"
         )
-    chosen = [i for i, s in enumerate(priors.samples) if (s.split != "train" if splits is None else s.split in splits)]
+    chosen = priors.samples.where(split=set(known) - {"train"} if splits is None else splits)
     if not chosen:
         raise DatasetError(
             f"the cache has no sample to evaluate; its splits are {splits_of(priors)}: name one with --splits"
@@ -153,8 +154,8 @@ def _scored(sample: Sample, logits: ImageLogits) -> list[ObjectResult]:
 def summarise(outcome: Outcome, priors: PriorsLike, head: Head, *, lam: float, run: dict[str, Any]) -> Evaluation:
     """The protocols' tables. `lam`: threshold of the keyword selector."""
     kinds: tuple[Which, ...] = ("refined", "coarse") if head.refined_size is not None else ("coarse",)
-    train = [words_in(s.pieces) for s in priors.samples if s.split == "train" and s.task == "narrative"]
-    lexicon = Lexicon.fit(train)
+    train = priors.samples.where(split=["train"], task=["narrative"])
+    lexicon = Lexicon.fit(words_in(priors.samples[i].pieces) for i in train)
     keywords: list[KeywordRow | None] = []
     sweep: list[KeywordRow] = []
     for (dataset, _), words in by_split(outcome.words).items():
@@ -180,14 +181,16 @@ def draw_cases(
 ) -> list[Case]:
     """Best, median, worst and random objects, computed once more for their masks. Images are opened here only."""
     results = outcome.referring + outcome.narrative
-    index_of = {priors.samples[i].sample_id: i for i in indices}
     place: dict[str, int] = {}
     numbers = []  # of each result: which object of its sample it is
     for result in results:
         numbers.append(place.get(result.sample_id, 0))
         place[result.sample_id] = numbers[-1] + 1
+    chosen = choose_cases(results, each)
+    ids = {results[number].sample_id for _, number in chosen}
+    index_of = {name: index for index, name in enumerate(priors.samples.ids()) if name in ids}
     cases = []
-    for kind, number in choose_cases(results, each):
+    for kind, number in chosen:
         result = results[number]
         index, item = index_of[result.sample_id], numbers[number]
         batch = read_batch(priors, [index], embeddings=head.refined_size is not None)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cache.plan import IMAGE_SCHEMA, Rows
+from cache.plan import ImageRows
 from cache.store import Store
 from manifests.errors import DatasetError
 from stages.extract.images import pad_bottom_right
@@ -41,8 +41,8 @@ class ImageUnits:
         return Store.open(self.config.images)
 
     @cached_property
-    def rows(self) -> Rows:
-        return Rows.read(self.store.file("rows.parquet"), IMAGE_SCHEMA)
+    def rows(self) -> ImageRows:
+        return ImageRows(self.store.file("rows.parquet"))
 
     @cached_property
     def model(self) -> Any:
@@ -51,13 +51,13 @@ class ImageUnits:
         return sam.requires_grad_(False).to(self.config.device)
 
     def read(self, work: Work) -> None:
-        rows = np.flatnonzero(self.rows.numbers("unit") == work.number)
+        rows = np.flatnonzero(self.rows.numbers("unit") == work.number).tolist()
         for start in range(0, len(rows), SAM_BATCH):
             batch = _Images(rows=[], pixels=[])
-            for row in map(int, rows[start : start + SAM_BATCH]):
-                size = self.rows.number("width", row), self.rows.number("height", row)
+            for row in rows[start : start + SAM_BATCH]:
+                planned = self.rows[row]
                 try:
-                    image = self.config.open(self.rows.table["path"][row].as_py(), size)
+                    image = self.config.open(planned.path, (planned.width, planned.height))
                 except DatasetError as error:
                     work.failures.append({"image": row, "reason": str(error)})
                     continue
@@ -82,7 +82,7 @@ class ImageUnits:
         for batch, fields in zip(work.batches, work.computed, strict=True):
             for row, embedding in zip(batch.rows, fields["embedding"].numpy(), strict=True):
                 if np.isfinite(embedding).all():
-                    arrays["embedding"][self.rows.number("slot", row) - first] = embedding
+                    arrays["embedding"][self.rows[row].slot - first] = embedding
                     written += 1
                 else:
                     reason = "inf or nan in SAM's embedding: give another --sam"

@@ -10,10 +10,10 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
-from cache.plan import ROW_SCHEMA, PlanRow, Rows
+from cache.plan import PlanRow, PlanRows
 from cache.store import Store
 from manifests.errors import DatasetError
-from manifests.schema import Sample, read_manifest
+from manifests.manifest import Samples
 from stages.extract.attention import WordRows
 from stages.extract.grids import View
 from stages.extract.lmm import FrozenLMM
@@ -58,12 +58,12 @@ class PriorUnits:
         return Store.open(self.config.cache)
 
     @cached_property
-    def samples(self) -> list[Sample]:
-        return read_manifest(self.store.file("manifest.parquet"))
+    def samples(self) -> Samples:
+        return Samples(self.store.file("manifest.parquet"))
 
     @cached_property
-    def rows(self) -> Rows:
-        return Rows.read(self.store.file("rows.parquet"), ROW_SCHEMA)
+    def rows(self) -> PlanRows:
+        return PlanRows(self.store.file("rows.parquet"))
 
     @cached_property
     def processor(self) -> LMMProcessor:
@@ -118,10 +118,9 @@ class PriorUnits:
 
     def _batches(self, unit: int) -> Iterator[list[PlanRow]]:
         """The plan's batches of a unit, in order."""
-        members = np.flatnonzero(self.rows.numbers("unit") == unit)
-        numbers = self.rows.numbers("batch")[members]
-        for number in np.unique(numbers):
-            yield [self.rows.row(int(index)) for index in members[numbers == number]]
+        members = [self.rows[index] for index in np.flatnonzero(self.rows.numbers("unit") == unit).tolist()]
+        for number in sorted({row.batch for row in members}):
+            yield [row for row in members if row.batch == number]
 
     def _input(self, row: PlanRow) -> LMMInput:
         sample = self.samples[row.sample]

@@ -10,21 +10,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from cache.create import bytes_to_write, require_ours, require_space
 from cache.identity import plain
 from cache.places import Place
-from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, ImageRow, rows_bytes, rows_table
+from cache.plan import ImageRows, rows_bytes
 from cache.store import Store
 from manifests.errors import CacheError, DatasetError
-from manifests.schema import Sample, write_manifest
+from manifests.manifest import write_manifest
+from manifests.schema import Sample
 from stages.extract.attention import Merge
 from stages.extract.checkpoint import file_sha256, local_folder, weights_identity
-from stages.extract.plan import Plan, TextToIds, make_plan, plan_images
+from stages.extract.plan import Plan, make_plan, plan_images
 from stages.extract.presets import LMMPreset
 from stages.extract.processor import LMMProcessor
 from stages.extract.sam import checkpoint_of, sam_config
+from stages.extract.texts import TextToIds
 from stages.extract.work import WorkerConfig, WorkUnit
 
 ALGORITHM: Final = 3  # raised whenever the same inputs would give other numbers
@@ -72,23 +74,22 @@ class Extraction:
     def plan(self, text: TextToIds | None = None, *, dry_run: bool = False, progress: Progress = lambda p: p) -> Plan:
         """Tokenise and lay out every sample. A dry run reads no image and no weights."""
         sam = sam_config(self.sam)
-        found = plan_images(self.samples, self.data_root, sam, hashed=not dry_run, progress=progress)
-        if not dry_run and (known := self._known_images(found[1])) is not None:
-            index_of = {row.image: i for i, row in enumerate(known)}
-            paths = {path: index_of[found[1][i].image] for path, i in found[0].items()}
-            found = (paths, known, found[2])
-        return make_plan(self.samples, text or LMMProcessor(self.lmm), self.lmm, sam, found, batch_size=self.batch_size)
+        images = plan_images(self.samples, self.data_root, sam, hashed=not dry_run, progress=progress)
+        if not dry_run and (known := self._known_images()) is not None:
+            images = images.among(known) or images
+        return make_plan(
+            self.samples, text or LMMProcessor(self.lmm), self.lmm, sam, images, batch_size=self.batch_size
+        )
 
-    def _known_images(self, needed: list[ImageRow]) -> list[ImageRow] | None:
-        """The rows of the image cache that is there, if it is of this SAM and holds all these images."""
+    def _known_images(self) -> pa.Table | None:
+        """The rows of the image cache that is there, if it is of this SAM."""
         try:
             store = Store.open(self.images)
         except CacheError:
             return None
         if store.meta.identity != plain(self.image_identity()):
             return None
-        rows = [ImageRow(**row | {"box": tuple(row["box"])}) for row in _table(store)]
-        return rows if {row.image for row in needed} <= {row.image for row in rows} else None
+        return ImageRows(store.file("rows.parquet")).table()
 
     def planned_batch_size(self) -> int | None:
         """The batch size of the cache that is there; a plan with another one would be another plan."""
@@ -157,7 +158,7 @@ class Extraction:
             soft=self._soft(),
             arrays=plan.image_arrays,
             units=plan.image_units,
-            files={"rows.parquet": rows_bytes(rows_table(plan.image_rows, IMAGE_SCHEMA))},
+            files={"rows.parquet": rows_bytes(plan.image_rows)},
             overwrite=overwrite,
             option=option,
         )
@@ -175,10 +176,7 @@ class Extraction:
             soft=self._soft() | named,
             arrays=plan.arrays,
             units=plan.units,
-            files={
-                "manifest.parquet": manifest_bytes,
-                "rows.parquet": rows_bytes(rows_table(plan.rows, ROW_SCHEMA)),
-            },
+            files={"manifest.parquet": manifest_bytes, "rows.parquet": rows_bytes(plan.rows)},
             overwrite=overwrite,
         )
 
@@ -195,7 +193,3 @@ def close(images: Store, priors: Store, plan: Plan) -> None:
     if not images.complete:
         images.finish()
     priors.finish(plan.failures)
-
-
-def _table(store: Store) -> list[dict[str, Any]]:
-    return pq.read_table(store.file("rows.parquet")).to_pylist()

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from cache.priors import SamplePriors
+from manifests.manifest import Samples
 from manifests.masks import decode
-from manifests.schema import Sample
 from stages.extract.images import Box
 from stages.train_head.heads.base import Head, HeadBatch
 from stages.train_head.targets import Targets, frame_targets
@@ -28,7 +28,7 @@ class PriorsLike(Protocol):
     failures: dict[int, str]
 
     @property
-    def samples(self) -> Sequence[Sample]: ...
+    def samples(self) -> Samples: ...
 
     def read(self, index: int) -> SamplePriors | None: ...
 
@@ -39,7 +39,7 @@ class PriorsLike(Protocol):
 
 def splits_of(priors: PriorsLike) -> str:
     """The splits that a cache has, for messages: "train, val"."""
-    return ", ".join(dict.fromkeys(sample.split for sample in priors.samples)) or "none"
+    return ", ".join(priors.samples.labels("split")) or "none"
 
 
 @dataclass(kw_only=True, slots=True)

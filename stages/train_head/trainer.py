@@ -74,7 +74,7 @@ def rate(step: int, steps: int, warmup: float) -> float:
 
 def split_indices(priors: PriorsLike, split: str) -> list[int]:
     """Samples of a split, in the manifest's order."""
-    return [i for i, sample in enumerate(priors.samples) if sample.split == split]
+    return priors.samples.where(split=[split])
 
 
 def trainable(priors: PriorsLike) -> list[int]:
@@ -116,7 +116,7 @@ def train(
     torch.manual_seed(config.seed)
     train_split = trainable(priors)
     # narratives have no split of their own for choices: PNG's `val` is what papers report
-    val_split = [i for i in split_indices(priors, "val") if priors.samples[i].task == "referring"][: config.validate]
+    val_split = priors.samples.where(split=["val"], task=["referring"])[: config.validate]
     per_epoch = math.ceil(len(train_split) / config.batch_size)
     head.to(device).train()
     optimizer = torch.optim.AdamW(

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.identity import table_digest
-from cache.plan import ROW_SCHEMA, PlanRow, Rows, image_arrays, pack, priors_arrays, rows_bytes, rows_table
+from cache.plan import ROW_SCHEMA, PlanRow, PlanRows, image_arrays, pack, priors_arrays, rows_bytes, rows_table
 from manifests.errors import CacheError
 
 COUNT = st.tuples(st.integers(0, 6), st.integers(0, 9), st.integers(0, 9))
@@ -71,19 +70,31 @@ def rows() -> list[PlanRow]:
     return [spoken, PlanRow(sample=1, error="no pixels"), PlanRow(sample=2, unit=2, slot=9)]
 
 
-def test_rows_come_back_from_parquet_and_have_the_same_bytes() -> None:
+def test_rows_come_back_from_parquet_and_have_the_same_bytes(tmp_path: Path) -> None:
     table = rows_table(rows(), ROW_SCHEMA)
     data = rows_bytes(table)
     assert rows_bytes(rows_table(rows(), ROW_SCHEMA)) == data
-    found = Rows(pq.read_table(io.BytesIO(data)), ROW_SCHEMA)
-    assert [found.row(index) for index in range(3)] == rows()
-    assert table_digest(found.table) == table_digest(table)
-    assert found.values("answer_ids", 0).tolist() == [5, 6, 7, 8] and found.values("answer_ids", 1).size == 0
-    assert (found.number("slot", 2), found.box(0)) == (9, (0, 4, 24, 16, 24))
-    assert found.numbers("unit").tolist() == [2, -1, 2] and found.numbers("unit").dtype == np.int32
+    found = PlanRows(pa.py_buffer(data))
+    assert list(found) == rows() and [found[index] for index in (2, 0, -2)] == [rows()[2], rows()[0], rows()[1]]
+    assert table_digest(found.table()) == table_digest(table)
+    assert found.number("slot", 2) == 9
+    assert found.numbers("unit").tolist() == [2, -1, 2] and found.numbers("unit").dtype == np.int8
     assert found.planned_failures() == [{"sample": 1, "reason": "no pixels"}]
-    with pytest.raises(CacheError, match="columns"):
-        Rows(pa.table({"slot": [1]}), ROW_SCHEMA)
+    with pytest.raises(CacheError, match=r"^rows.parquet has the columns \['slot'\], expected"):
+        PlanRows(pa.py_buffer(rows_bytes(pa.table({"slot": [1]}))))
+    with pytest.raises(CacheError, match=r"absent is missing: restore it"):
+        PlanRows(tmp_path / "absent")
+
+
+@given(st.lists(st.integers(-1, 2**40), min_size=1, max_size=9), st.integers(0, 40))
+@settings(max_examples=50)
+def test_numbers_are_kept_in_the_smallest_dtype_that_holds_them(slots: list[int], bits: int) -> None:
+    slots = [slot % 2**bits if slot >= 0 else slot for slot in slots]
+    table = rows_table([PlanRow(sample=0, unit=0, slot=slot) for slot in slots], ROW_SCHEMA)
+    kept = PlanRows(pa.py_buffer(rows_bytes(table))).numbers("slot")
+    assert kept.tolist() == slots
+    smaller = [np.iinfo(kind) for kind in "bBhHiIlL" if np.dtype(kind).itemsize < kept.itemsize]
+    assert not any(kind.min <= min(slots) and max(slots) <= kind.max for kind in smaller)
 
 
 @pytest.mark.parametrize(

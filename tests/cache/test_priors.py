@@ -24,8 +24,9 @@ from cache.plan import (
 from cache.priors import Priors
 from cache.store import Store
 from manifests.errors import CacheError, IdentityMismatch
+from manifests.manifest import write_manifest
 from manifests.masks import encode
-from manifests.schema import Object, Piece, Sample, write_manifest
+from manifests.schema import Object, Piece, Sample
 
 C, GRID, M, D, CE, E = 4, (3, 5), 2, 6, 2, 4
 COUNTS = [(2, 3, 5), (1, 1, 2), (3, 4, 6), (1, 2, 3), (2, 2, 4)]  # objects, object tokens, answer tokens
@@ -156,7 +157,7 @@ def root(tmp_path: Path) -> Path:
 def test_every_sample_comes_back_within_the_stated_error(root: Path, memory_bytes: int) -> None:
     priors = pickle.loads(pickle.dumps(Priors.open(root, memory_bytes=memory_bytes)))
     assert (len(priors), priors.channels, priors.grid, priors.layers, priors.width) == (5, C, GRID, M, D)
-    assert priors.samples == [sample(index) for index in range(5)]
+    assert list(priors.samples) == [sample(index) for index in range(5)]
     assert priors.identity["lmm"] == "tiny"
     for index in (0, 2, 4, 2):
         item = priors.read(index)

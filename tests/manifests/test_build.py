@@ -13,9 +13,10 @@ from PIL import Image
 
 from manifests.build import DATASETS, build
 from manifests.errors import DatasetError
+from manifests.manifest import Samples, write_manifest
 from manifests.refcoco import read_refcoco
 from manifests.scenes.write import ScenesConfig
-from manifests.schema import problem, read_manifest, write_manifest
+from manifests.schema import problem
 
 EXPECTED = {
     ("scenes-refcoco", "train"): "train",
@@ -41,7 +42,7 @@ def test_scenes_hold_every_split_and_every_image_is_there(scenes: Path, config: 
         with Image.open(scenes / sample.image_path) as image:
             assert image.size == (sample.width, sample.height)
     write_manifest(tmp_path / "m", samples, {})  # ids are unique over all parts
-    assert read_manifest(tmp_path / "m") == samples
+    assert list(Samples(tmp_path / "m")) == samples
 
 
 def test_parts_by_name_are_the_parts_of_the_whole(scenes: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from manifests.errors import DatasetError
+from manifests.manifest import Samples, write_manifest
 from manifests.masks import area, decode, encode
 from manifests.own import read_own
-from manifests.schema import Piece, problem, read_manifest, write_manifest
+from manifests.schema import Piece, problem
 
 MASK = np.zeros((6, 8), bool)
 MASK[1:4, 2:7] = True
@@ -184,7 +185,7 @@ def test_a_photo_or_mask_that_can_not_be_used_is_its_samples_error_alone(root: P
     assert re.fullmatch(pattern, str(problem(bad))) and str(root) not in str(bad.error), bad.error
     assert [p.object for p in bad.pieces] == [0, None] and area(bad.objects[0].mask) == 0  # still counted, as a miss
     write_manifest(root / "m", [first, bad, last], {})
-    assert read_manifest(root / "m") == [first, bad, last]
+    assert list(Samples(root / "m")) == [first, bad, last]
 
 
 def test_a_line_without_pieces_is_left_to_the_planner_and_a_missing_photo_hides_no_path_that_escapes(

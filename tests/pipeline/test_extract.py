@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.extract import shown
@@ -15,9 +16,8 @@ from stages.extract.work import WorkUnit
 
 UNITS = [WorkUnit(kind="images", number=0), WorkUnit(kind="priors", number=0), WorkUnit(kind="priors", number=1)]
 PLAN = SimpleNamespace(
-    image_rows=[SimpleNamespace(unit=0)] * 4,
-    rows=[SimpleNamespace(unit=unit, objects=5, error=None) for unit in (0, 0, 1)]
-    + [SimpleNamespace(unit=-1, objects=3, error="no pixels")],
+    images_of_units=np.array([4]),
+    objects_of_units=np.array([10, 5]),
     failures=[{"sample": 3, "reason": "no pixels"}],
 )
 

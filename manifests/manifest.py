@@ -1,0 +1,140 @@
+"""The manifest: the samples of a run in one Parquet file, a row each.
+
+    write_manifest("manifest.parquet", samples, {"dataset": "refcoco"})
+    samples = Samples("manifest.parquet")     # a sequence; a sample is decoded when it is asked for
+    samples.where(split=["val"]), samples.meta
+
+It holds all that training and evaluation need besides the priors, masks included, and is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.errors import DatasetError
+from manifests.schema import Object, Piece, Sample, Task
+from manifests.table import MEMORY, LazyTable, Source, write_records
+
+MANIFEST_VERSION: Final = 2
+
+_MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
+_PIECE = pa.struct([("text", pa.string()), ("object", pa.int32())])
+_OBJECT = pa.struct(
+    [
+        ("object_id", pa.string()),
+        ("mask", _MASK),
+        ("is_thing", pa.bool_()),
+        ("plural", pa.bool_()),
+        ("category", pa.string()),
+        ("phrase", pa.string()),
+    ]
+)
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("sample_id", "dataset", "split", "task", "image_id", "image_path")]
+    + [("height", pa.int32()), ("width", pa.int32()), ("prompt", pa.string())]
+    + [("pieces", pa.list_(_PIECE)), ("objects", pa.list_(_OBJECT)), ("error", pa.string())]
+)
+
+
+class Samples(LazyTable[Sample]):
+    """The samples of a manifest, in order.
+
+    What selects samples (split, task, dataset) is kept as a byte a sample from its first use on.
+    Raises DatasetError where the file is missing, damaged, or not a manifest of this version.
+    """
+
+    what, cure = "the manifest", "build it again (run_pipeline.py manifest build)"
+
+    def __init__(self, source: Source, memory_bytes: int = MEMORY) -> None:
+        super().__init__(source, memory_bytes)
+        try:
+            header = json.loads((self._file.metadata.metadata or {})[b"manifest"])
+        except (KeyError, ValueError):
+            raise DatasetError(f"{self.name} is not a manifest: {self.cure}") from None
+        if header["version"] != MANIFEST_VERSION or self._file.schema_arrow.names != _SCHEMA.names:
+            raise DatasetError(
+                f"{self.name} is a manifest of version {header['version']}, this program reads {MANIFEST_VERSION}: "
+                f"{self.cure}"
+            )
+        self.meta: dict[str, Any] = header["meta"]
+        """What `write_manifest` was given."""
+        self._labels: dict[str, tuple[np.ndarray, list[str]]] = {}
+
+    def where(self, **labels: Collection[str]) -> list[int]:
+        """Indices, in order, of the samples with one of these labels: where(split=["val"], task=["referring"])."""
+        wanted = np.ones(len(self), bool)
+        for name, chosen in labels.items():
+            codes, known = self._coded(name)
+            wanted &= np.array([label in chosen for label in known], bool)[codes] if known else False
+        return np.flatnonzero(wanted).tolist()
+
+    def labels(self, name: str) -> list[str]:
+        """The different splits (tasks, datasets), in the order of their first sample."""
+        return list(self._coded(name)[1])
+
+    def ids(self) -> Iterator[str]:
+        """The sample_id of every sample, in order."""
+        return (value.as_py() for value in self.column("sample_id"))
+
+    def _coded(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """(for every sample the number of its label in the smallest integers that do, the labels)."""
+        if name not in self._labels:
+            coded = pc.dictionary_encode(self.column(name))
+            known = coded.dictionary.to_pylist()
+            codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.min_scalar_type(len(known)))
+            self._labels[name] = codes, known
+        return self._labels[name]
+
+    def _decode(self, record: dict[str, Any]) -> Sample:
+        if record["task"] not in get_args(Task):
+            raise DatasetError(
+                f"sample {record['sample_id']}: task {record['task']!r} is none of {', '.join(get_args(Task))}"
+            )
+        record["pieces"] = tuple(Piece(**piece) for piece in record["pieces"])
+        record["objects"] = tuple(Object(**item) for item in record["objects"])
+        return Sample(**record)
+
+
+def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample], meta: Mapping[str, Any]) -> None:
+    """Write samples, in order, and `meta` (JSON values) as Parquet: under a temporary name, then renamed.
+
+    The same samples and meta give the same bytes (of one pyarrow version). Raises DatasetError for a sample_id that
+    occurs twice and for text that is not Unicode.
+    """
+    path = Path(path)
+    header = json.dumps({"version": MANIFEST_VERSION, "meta": dict(meta)}, sort_keys=True, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write_records(file, _SCHEMA, _records(path, samples), {"manifest": header})
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except (UnicodeEncodeError, pa.ArrowException) as error:
+        raise DatasetError(f"{path} can not be written: a sample holds a value outside the schema ({error})") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _records(path: Path, samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
+    """Every sample's columns; DatasetError for a second sample of one id."""
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.sample_id in seen:
+            raise DatasetError(f"{path}: two samples are called {sample.sample_id}; sample ids must be unique")
+        seen.add(sample.sample_id)
+        record = {name: getattr(sample, name) for name in _SCHEMA.names}
+        record["pieces"] = [{"text": piece.text, "object": piece.object} for piece in sample.pieces]
+        record["objects"] = [{field.name: getattr(item, field.name) for field in _OBJECT} for item in sample.objects]
+        yield record
