@@ -26,7 +26,7 @@ from manifests.errors import CacheError
 
 _IOV_MAX: Final = os.sysconf("SC_IOV_MAX")  # buffers that one system call takes
 _BLOCK: Final = 1 << 20  # bytes that are read back at a time: they stay in the CPU's cache for the checksum
-_WRITERS: Final = 2  # files of a unit that are on their way at a time: while one waits for the disk the other is copied
+_WRITERS: Final = 3  # files of a unit that are on their way at a time: while one waits for the disk another is copied
 _EARLY: Final = 4 << 20  # bytes after which the disk is told to begin
 
 
