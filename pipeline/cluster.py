@@ -71,6 +71,8 @@ class Member:
     actor: Any
     life: str = ""
     """Of the process that answered last."""
+    killed: str = ""
+    """Life of the process that was told to end; it may still answer once."""
     ready: bool = False
     tasks: dict[Any, Task] = field(default_factory=dict)
     """What it is doing, by Ray's reference to the report; oldest first."""
@@ -151,7 +153,7 @@ class Crew:
         """A process of an actor is there, or there will be none."""
         try:
             life = ray.get(probe)
-            if life == member.life:  # of the process that is being killed
+            if life == member.killed:
                 raise ActorUnavailableError("it is being killed", member.actor._actor_id.binary())
         except ActorUnavailableError as error:
             self.reason = _reason(error)
@@ -174,13 +176,11 @@ class Crew:
             report = ray.get(ref)
         except GONE as error:
             if member.ready:
-                member.life = ""
                 self._rejoin(member)
             self._failed(member, task, _reason(error))
         except RayError as error:
-            if isinstance(
-                cause := getattr(error, "cause", None), PipelineError
-            ):  # the user's matter: trying again would not help
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, PipelineError):  # the user's matter: trying again would not help
                 self.error = self.error or cause
                 self.left.appendleft(task)
                 return
@@ -200,15 +200,17 @@ class Crew:
             return
         self.error = self.error or PipelineError(
             f"{task.unit} failed {task.failures} times, the last time with {reason}; --local shows the whole "
-            "traceback, the workers' logs are under /tmp/ray; use fewer --workers if memory ran out; what was committed "
-            "is kept, run the same command again to go on"
+            "traceback, the workers' logs are under /tmp/ray; use fewer --workers if memory ran out; what was "
+            "committed is kept, run the same command again to go on"
         )
 
     def _restart(self, member: Member) -> None:
         """Kill its process; what else was in flight there is nobody's fault."""
+        if not member.ready:  # it is gone already
+            return
         for task in reversed(member.tasks.values()):
             self.left.appendleft(task)
-        member.tasks = {}
+        member.tasks, member.killed = {}, member.life
         ray.kill(member.actor, no_restart=False)
         self._rejoin(member)
 
