@@ -11,7 +11,7 @@ from tests.cache.caches import fill, made, make, tree
 
 
 def test_five_kills_leave_the_cache_as_an_undisturbed_one(tmp_path: Path) -> None:
-    campaign = Campaign(tmp_path, seed=5, images=6)
+    campaign = Campaign(tmp_path, seed=5, images=4)
     try:
         campaign.rounds_of_kills(["worker", "driver", "worker", "node", "worker"], faults=["raise"])
     finally:
