@@ -24,7 +24,7 @@ from manifests.scenes.write import ScenesConfig, write_scenes
 
 WORKERS: Final = 2
 DEADLINE: Final = 20.0  # seconds of a unit; loading the models is part of the first one
-AWAY: Final = (1.0, 8.0)  # seconds for which a killed node is missing
+AWAY: Final = (1.0, 5.0)  # seconds for which a killed node is missing
 PAUSE: Final = {"driver": 15.0, "worker": 6.0, "node": 6.0}  # seconds before such a kill, at most
 FAULTS: Final = ("raise", "hang", "memory")
 ENDS: Final = (0, 2, -signal.SIGKILL)  # what a driver may exit with
@@ -45,6 +45,7 @@ class Campaign:
         self.lost, self.duplicate, self.wrong = set[str](), set[str](), set[str]()
         self.unexpected: list[str] = []
         self.rounds = 0
+        self.drivers: list[subprocess.Popen[str]] = []
         self.log = (folder / "log.txt").open("w")
         write_scenes(folder / "scenes", ScenesConfig(train=images, val=2, test_a=1, test_b=1, narratives=1, shifted=1))
         self.cluster = Cluster(initialize_head=True, head_node_args=self._node(0))
@@ -54,16 +55,20 @@ class Campaign:
         self.whole = tree(self.run(folder / "whole"))
 
     def close(self) -> None:
+        for driver in self.drivers:
+            driver.kill()
         self.cluster.shutdown()
         self.log.close()
 
-    def start(self, cache: Path, *more: Any) -> subprocess.Popen[str]:
+    def start(self, cache: Path) -> subprocess.Popen[str]:
         """An extraction into `cache` begins."""
-        return start(
+        driver = start(
             self.scratch, self.log, "extract", "--dataset", "scenes-refcoco", "--splits", "train", "--data-root",
             self.folder / "scenes", "--cache", cache, "--device", "cpu", "--workers", WORKERS, "--ray-address",
-            self.cluster.address, "--unit-deadline", DEADLINE / 60, *more,
+            self.cluster.address, "--unit-deadline", DEADLINE / 60,
         )  # fmt: skip
+        self.drivers.append(driver)
+        return driver
 
     def run(self, cache: Path, schedule: list[str] | None = None) -> Path:
         """Extract until the cache is complete, while `schedule`'s kills happen; those that were done are taken off."""
@@ -75,7 +80,9 @@ class Campaign:
                 self._bring_back()
                 if schedule and time.monotonic() > pause:
                     if self._kill(schedule[0], driver):
-                        self.counts[schedule.pop(0)] += 1
+                        kind = schedule.pop(0)
+                        self.counts[kind] += 1
+                        print(f"{time.strftime('%X')} {kind} killed, {len(schedule)} kills are left", flush=True)
                     pause = self._pause(schedule)
                 time.sleep(0.02)
             self._look_at(cache, driver.returncode)
@@ -88,7 +95,6 @@ class Campaign:
 
         faults: of workers, once in every cache.
         """
-        total = len(kills)
         while kills:
             cache = self.folder / "cache"
             self._prepare_faults(faults)
@@ -96,7 +102,7 @@ class Campaign:
             self.compare(cache)
             shutil.rmtree(cache)
             self.rounds += 1
-            print(f"{self.rounds:>4} caches, {total - len(kills)} of {total} kills, {dict(self.counts)}", flush=True)
+            print(f"{self.rounds} caches, {dict(self.counts)}, {self.unexpected or 'all as expected'}", flush=True)
 
     def compare(self, cache: Path) -> None:
         """Every file against the undisturbed cache's."""
