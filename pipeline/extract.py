@@ -71,7 +71,9 @@ class Extract:
     local: bool = False
     """One worker in this process, without Ray."""
     ray_address: str | None = None
-    """Use a running Ray cluster."""
+    """Use a running Ray cluster; this code, the data and the caches must be at the same paths on all its nodes."""
+    unit_deadline: float = 60
+    """Minutes; a worker that is busy for so long without ending a unit is killed, others do its units. Not if local."""
     dry_run: bool = False
     """Print the plan and stop; needs no weights (generated scenes are written if they are not there)."""
     overwrite: bool = False
@@ -116,6 +118,7 @@ def run(args: Extract) -> None:
         "threads": threads,
         "in_flight": IN_FLIGHT if extraction.gpus else 1,
         "address": args.ray_address,
+        "deadline": 60 * args.unit_deadline,
     }
     with extraction.writing(plan, overwrite=args.overwrite) as (images, priors):
         _fill(extraction, plan, images, priors, options, planning=time.perf_counter() - start)
@@ -123,6 +126,8 @@ def run(args: Extract) -> None:
 
 def _fill(extraction: Any, plan: Any, images: Any, priors: Any, options: dict[str, Any], *, planning: float) -> None:
     """Run the units that are missing. options: of `run_units`."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     from pipeline.extract_record import Record
     from pipeline.runtime import run_units
     from stages.extract.stage import close, work_left
@@ -135,10 +140,11 @@ def _fill(extraction: Any, plan: Any, images: Any, priors: Any, options: dict[st
         return
     record.begin(planning=planning)
     config = extraction.worker(options["threads"])
-    reports = run_units(lambda: ExtractionWorker(config), todo, **options)
+    reports = run_units(lambda: ExtractionWorker(config), todo, **options, counts=record.faults)
     try:
-        for report in shown(reports, todo, plan):
-            record.add(report)
+        with logging_redirect_tqdm():
+            for report in shown(reports, todo, plan):
+                record.add(report)
     except KeyboardInterrupt:
         raise PipelineError(
             f"stopped: {len(images.missing_units()) + len(priors.missing_units())} of {len(todo)} units are left; "
@@ -212,6 +218,8 @@ def _prepare(args: Extract) -> Any:
     size = 1 if args.batch_size == "auto" else args.batch_size
     if min(size, args.limit or 1, args.workers or 1, args.gpus_per_worker) < 1 or args.limit == 0:
         raise PipelineError("--batch-size, --limit, --workers and --gpus-per-worker must be at least 1")
+    if not args.unit_deadline > 0:
+        raise PipelineError(f"--unit-deadline {args.unit_deadline}: must be more than 0 minutes")
     lmm = resolve_lmm(args.lmm, trust_remote_code=args.trust_remote_code).with_views(args.views)
     lmm = replace(lmm, attention=args.attention)
     if args.store_grid == "64":

@@ -22,6 +22,7 @@ class Record:
         self.cache, self.images, self.plan, self.values = cache, images, plan, values
         self.path = f"{cache.name}{ENDING}"
         self.done: Counter[str] = Counter(values.get("extracted", {}))
+        self.faults = Counter({name: values.get(name, 0) for name in ("restarts", "retries")})
         self.seconds: defaultdict[str, float] = defaultdict(float, values.get("seconds", {}))
 
     @classmethod
@@ -79,6 +80,8 @@ class Record:
             "cache": str(self.cache),
             "plan": self.plan,
             "extracted": dict(self.done),
+            "restarts": self.faults["restarts"],
+            "retries": self.faults["retries"],
             "seconds": {name: round(value, 2) for name, value in sorted(self.seconds.items())},
             "objects_per_s": float(f"{self.done['objects'] / max(1e-9, working):.3g}"),
         } | more

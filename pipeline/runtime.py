@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from manifests.errors import PipelineError
+from pipeline.stopping import Stop, stopping
 
 
 class Worker(Protocol):
@@ -32,71 +33,65 @@ def run_units(
     threads: int,
     in_flight: int = 1,
     address: str | None = None,
+    deadline: float | None = None,
+    counts: Counter[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run every unit once, in any order, and yield the reports as they come.
 
-    local: in this process, without Ray.  workers: Ray actors otherwise, each with `gpus` GPUs and `threads` CPU cores.
+    local: in this process, without Ray.  workers: Ray actors otherwise, each with `gpus` GPUs and `threads` CPU cores;
+    those that the cluster has no room for join when it grows.
     in_flight: units that a worker is given at a time, each in a thread of its own; the worker sorts out what runs when.
-    An actor that dies is restarted and its units are run again (units are idempotent); an error that a worker raises
-    stops the run: a PipelineError is raised here as it was, with Ray any other becomes one that names the unit. What
-    was committed before stays.
+    deadline: seconds; a worker that is busy for so long without ending a unit is killed (never if `local`).
+    counts: is given "restarts" of workers and "retries" of units.
+
+    With Ray, units of a worker that died, was killed or raised are run again, elsewhere if possible (units are
+    idempotent), a few times each; then a PipelineError names the unit. A PipelineError of a worker is raised as it was;
+    if `local`, so is any other. Before an error is raised, and after the first Ctrl-C or SIGTERM (KeyboardInterrupt),
+    what is in flight is finished and reported.
     """
-    if local or not units:
-        if units:
-            yield from _run_here(make_worker(), units, in_flight)
+    if not units:
+        return
+    if local:
+        with stopping() as stop:
+            yield from _run_here(make_worker(), units, in_flight, stop)
         return
     import ray
-    from ray.exceptions import RayError
-    from ray.util import ActorPool
 
-    class Actor:
-        def __init__(self) -> None:
-            self.worker = make_worker()
+    from pipeline.cluster import Crew
 
-        def run(self, unit: Any) -> dict[str, Any]:
-            try:
-                return self.worker.run(unit)
-            except PipelineError:
-                raise
-            except Exception as error:  # named here, for Ray does not say which unit it was
-                raise PipelineError(f"{unit}: {_one_line(error)}; --local shows the whole traceback") from error
-
+    counts = Counter() if counts is None else counts
     _start_ray(address, cores=None if address else max(workers * threads, 1))
     try:
-        remote = ray.remote(Actor).options(  # type: ignore[attr-defined]
-            num_cpus=threads, num_gpus=gpus, max_concurrency=in_flight, max_restarts=3, max_task_retries=3
-        )
-        actors = [remote.remote() for _ in range(min(workers, len(units)))]
-        pool = ActorPool(actors * in_flight)  # the pool gives an actor one unit for each time that it is listed
-        yield from pool.map_unordered(lambda actor, unit: actor.run.remote(unit), list(units))  # type: ignore[arg-type]
-    except RayError as error:
-        if isinstance(cause := getattr(error, "cause", None), PipelineError):
-            raise cause from None
-        raise PipelineError(
-            f"Ray gave up ({_one_line(error)}): use fewer --workers if memory ran out, see the workers' logs under "
-            "/tmp/ray, or run with --local to see the error; what was committed is kept, run the same command again to "
-            "go on"
-        ) from None
+        with stopping() as stop:  # after ray.init, which has a handler of its own
+            yield from Crew(
+                make_worker, units, workers=workers, in_flight=in_flight, deadline=deadline, counts=counts,
+                num_cpus=threads, num_gpus=gpus,
+            ).run(stop)  # fmt: skip
     finally:
         ray.shutdown()
 
 
-def _run_here(worker: Worker, units: Sequence[Any], in_flight: int) -> Iterator[dict[str, Any]]:
-    if in_flight == 1:
-        yield from (worker.run(unit) for unit in units)
-        return
+def _run_here(worker: Worker, units: Sequence[Any], in_flight: int, stop: Stop) -> Iterator[dict[str, Any]]:
     left = iter(units)
+    if in_flight == 1:
+        for unit in left:
+            yield worker.run(unit)
+            if stop.asked:
+                break
+    else:
+        yield from _run_in_threads(worker, left, in_flight, stop)
+    if stop.asked and next(left, None) is not None:
+        raise KeyboardInterrupt
+
+
+def _run_in_threads(worker: Worker, left: Iterator[Any], in_flight: int, stop: Stop) -> Iterator[dict[str, Any]]:
     error: BaseException | None = None
     with ThreadPoolExecutor(in_flight, thread_name_prefix="unit") as threads:
         running = {threads.submit(worker.run, unit) for unit in islice(left, in_flight)}
         while running:
-            try:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-            except KeyboardInterrupt as interrupt:
-                error = interrupt
-                continue
+            done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                if error := error or future.exception():
+                if (error := error or future.exception()) or stop.asked:
                     continue  # nothing new is begun; what is in flight is committed and reported
                 running |= {threads.submit(worker.run, unit) for unit in islice(left, 1)}
             yield from (future.result() for future in done if future.exception() is None)
@@ -104,17 +99,14 @@ def _run_here(worker: Worker, units: Sequence[Any], in_flight: int) -> Iterator[
         raise error
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0].strip()
-
-
 def _start_ray(address: str | None, cores: int | None) -> None:
     import ray
 
+    # on another node the code is where it is here: a shared file system, or the same path
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     root = str(Path(__file__).resolve().parent.parent)
     ray.init(
-        address=address,
+        address=address or "local",  # one of its own, whatever else runs on this machine
         num_cpus=cores,
         include_dashboard=False,
         configure_logging=True,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline.extract import shown
+from pipeline.extract_record import Record
 from stages.extract.work import WorkUnit
 
 UNITS = [WorkUnit(kind="images", number=0), WorkUnit(kind="priors", number=0), WorkUnit(kind="priors", number=1)]
@@ -42,3 +45,14 @@ def test_bars_show_rates_and_failures_of_their_own_kind(capsys: pytest.CaptureFi
     rate, megabytes, failed = map(float, found.groups())
     assert failed == 2  # one at planning, one in the LMM
     assert 30 < rate <= 75 and 40 < megabytes <= 100  # not 15 / 0.8 s: the time of the images is not theirs
+
+
+def test_the_record_adds_up_restarts_and_retries_of_all_runs(tmp_path: Path) -> None:
+    values: dict[str, Any] = {}
+    for _ in range(2):  # the second run takes up what the first one, killed, left
+        record = Record(tmp_path / "cache", tmp_path / "images", "a plan", values)
+        record.begin(planning=0.1)
+        record.faults.update(restarts=1, retries=3)
+        record.add({"kind": "images", "unit": 0, "images": 4, "bytes": 10, "failures": [], "seconds": {"read": 1.0}})
+        values = json.loads((tmp_path / "cache.extract.json").read_text())
+    assert (values["restarts"], values["retries"], values["extracted"]["images"]) == (2, 6, 8)

@@ -1,79 +1,42 @@
-"""What a worker raises reaches the user as one line: locally as it was, through Ray with the unit's name."""
+"""Where units run: errors, several in flight, and stopping, in this process. With Ray: test_cluster.py."""
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
-from concurrent.futures import wait
-from typing import Any
 
 import pytest
-import ray
-from ray.exceptions import OutOfMemoryError
-from ray.util import ActorPool
 
 from manifests.errors import PipelineError
 from pipeline import runtime
 
-OPTIONS = {"workers": 1, "gpus": 0, "threads": 1}
+OPTIONS = {"workers": 1, "gpus": 0, "threads": 1, "local": True}
 
 
-def fake_worker() -> object:
-    class Worker:  # here, so that it travels to Ray by value
-        def run(self, unit: str) -> dict[str, str]:
-            if unit == "unit 3":
-                raise KeyError("no such thing")
-            return {"unit": unit}
+class Together:
+    """Every unit waits until three are there at the same time."""
 
-    return Worker()
+    def __init__(self) -> None:
+        self.meet = threading.Barrier(3, timeout=60)
 
-
-def test_an_error_of_a_worker_arrives_through_ray_with_its_unit() -> None:
-    reports = runtime.run_units(fake_worker, ["unit 1", "unit 2", "unit 3"], local=False, **OPTIONS)
-    assert [next(reports)["unit"], next(reports)["unit"]] == ["unit 1", "unit 2"]
-    with pytest.raises(PipelineError, match=r"^unit 3: KeyError: .*; --local shows the whole traceback$"):
-        next(reports)
-
-
-def test_rays_own_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Remote:
-        def options(self, **_: object) -> Remote:
-            return self
-
-        def remote(self) -> None: ...
-
-    def out_of_memory(*_: object) -> None:
-        raise OutOfMemoryError("Task was killed due to the node running low on memory.\nMemory on the node was 15 GB")
-
-    monkeypatch.setattr(runtime, "_start_ray", lambda *_, **__: None)
-    monkeypatch.setattr(ray, "remote", lambda _: Remote())
-    monkeypatch.setattr(ActorPool, "map_unordered", out_of_memory)
-    with pytest.raises(PipelineError, match=r"OutOfMemoryError: Task was killed.*fewer --workers.*--local") as caught:
-        list(runtime.run_units(fake_worker, ["unit 1"], local=False, **OPTIONS))
-    assert "\n" not in str(caught.value)
+    def run(self, unit: int) -> dict[str, int]:
+        self.meet.wait()
+        return {"unit": unit}
 
 
 def test_a_local_error_keeps_its_traceback() -> None:
+    class Worker:
+        def run(self, unit: int) -> dict[str, int]:
+            raise KeyError("no such thing")
+
     with pytest.raises(KeyError):
-        list(runtime.run_units(fake_worker, ["unit 3"], local=True, **OPTIONS))
+        list(runtime.run_units(Worker, [0], **OPTIONS))
 
 
-@pytest.mark.parametrize("local", [True, False])
-def test_a_worker_can_have_several_units_in_flight(local: bool) -> None:
-    def together() -> object:
-        import threading
-
-        class Worker:  # every unit waits for two others to be there at the same time
-            def __init__(self) -> None:
-                self.meet = threading.Barrier(3, timeout=60)
-
-            def run(self, unit: int) -> dict[str, int]:
-                self.meet.wait()
-                return {"unit": unit}
-
-        return Worker()
-
-    reports = runtime.run_units(together, range(6), local=local, in_flight=3, **OPTIONS)
+def test_a_worker_can_have_several_units_in_flight() -> None:
+    reports = runtime.run_units(Together, range(6), in_flight=3, **OPTIONS)
     assert sorted(report["unit"] for report in reports) == list(range(6))
 
 
@@ -89,25 +52,58 @@ def test_after_an_error_nothing_is_begun_and_what_was_in_flight_is_reported() ->
             time.sleep(0.2)  # the other one ends later
             return {"unit": unit}
 
-    reports = runtime.run_units(Worker, range(1000), local=True, in_flight=2, **OPTIONS)
+    reports = runtime.run_units(Worker, range(1000), in_flight=2, **OPTIONS)
     assert next(reports) == {"unit": 1}
     with pytest.raises(PipelineError, match="unit 0"):
         next(reports)
 
 
-def test_an_interrupt_lets_what_is_in_flight_end_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited = []
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_what_is_in_flight_is_finished_and_reported(
+    number: signal.Signals, in_flight: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[int] = []
 
-    def interrupted(*args: Any, **options: Any) -> Any:
-        waited.append(1)
-        if len(waited) == 1:
-            raise KeyboardInterrupt
-        return wait(*args, **options)
+    class Worker(Together):
+        def run(self, unit: int) -> dict[str, int]:
+            begun.append(unit)
+            if in_flight > 1:
+                self.meet.wait()
+            if unit == 0:
+                os.kill(os.getpid(), number)
+            time.sleep(0.1)
+            return {"unit": unit}
 
-    monkeypatch.setattr(runtime, "wait", interrupted)
-    units = ["unit 1", "unit 2", "unit 4", "unit 5"]
     found = []
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
-        for report in runtime.run_units(fake_worker, units, local=True, in_flight=2, **OPTIONS):
+        for report in runtime.run_units(Worker, range(9), in_flight=in_flight, **OPTIONS):
             found.append(report["unit"])
-    assert sorted(found) == ["unit 1", "unit 2"]
+    assert sorted(found) == sorted(begun) == list(range(in_flight))
+    assert "the units in flight are finished first" in capfd.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_in_the_last_unit_changes_nothing() -> None:
+    class Worker:
+        def run(self, unit: int) -> dict[str, int]:
+            if unit == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return {"unit": unit}
+
+    assert len(list(runtime.run_units(Worker, range(2), **OPTIONS))) == 2
+
+
+def test_the_second_signal_stops_at_once() -> None:
+    class Worker:
+        def run(self, unit: int) -> dict[str, int]:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+            return {"unit": unit}
+
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list(runtime.run_units(Worker, range(2), **OPTIONS))
+    assert time.monotonic() - start < 30
