@@ -132,7 +132,7 @@ class Rows:
                 self._numbers[field.name] = np.asarray(column)
 
     @classmethod
-    def read(cls, path: Path, schema: pa.Schema) -> Rows:
+    def read(cls, path: Path | pa.NativeFile, schema: pa.Schema) -> Rows:
         return cls(pq.read_table(path), schema)
 
     def __len__(self) -> int:

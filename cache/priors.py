@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cache.identity import differing
+from cache.layout import Kind
 from cache.memory import Memory
 from cache.plan import IMAGE_SCHEMA, ROW_SCHEMA, BoxTuple, Rows
 from cache.scaling import restore_states
-from cache.store import Store
+from cache.source import Source, images_place, open_source
 from manifests.errors import CacheError, IdentityMismatch
 from manifests.schema import Sample, read_manifest
 
@@ -53,10 +55,10 @@ class SamplePriors:
 class Priors:
     """Random access to the samples of a cache; can be pickled, every process reads for itself."""
 
-    def __init__(self, store: Store, images: Store | None, memory_bytes: int) -> None:
+    def __init__(self, store: Source, images: Source | None, memory_bytes: int) -> None:
         self.store, self.images = store, images
-        self.rows = Rows.read(store.root / "rows.parquet", ROW_SCHEMA)
-        self.image_rows = Rows.read(images.root / "rows.parquet", IMAGE_SCHEMA) if images else None
+        self.rows = Rows.read(pa.BufferReader(store.file("rows.parquet")), ROW_SCHEMA)
+        self.image_rows = Rows.read(pa.BufferReader(images.file("rows.parquet")), IMAGE_SCHEMA) if images else None
         self.channels, *grid = store.meta.arrays["attention"].item_shape
         self.grid: tuple[int, int] = (grid[0], grid[1])
         self.layers, self.width = store.meta.arrays["hidden"].item_shape
@@ -74,9 +76,9 @@ class Priors:
         allow_partial: bool = False,
         memory_bytes: int = 2 << 30,
     ) -> Priors:
-        """Open a priors cache and the image cache it names.
+        """Open a priors cache, a folder or a file of `cache export`, and the image cache it names.
 
-        images_dir: where the image cache is now, if it was moved; else `soft["images"]`, relative to the cache.
+        images_dir: where the image cache is now, if it was moved; else as `cache.source.images_place` finds it.
         allow_partial: accept caches that are not complete; ask `available` before reading.
         memory_bytes: budget for samples and embeddings kept in RAM; 0 reads from disk every time.
         Raises CacheError for a cache that is missing, damaged or not complete, and IdentityMismatch if the image cache
@@ -85,11 +87,10 @@ class Priors:
         store = _opened(Path(cache_dir), "priors", allow_partial)
         if (expected := store.meta.identity.get("images")) is None:
             return cls(store, None, memory_bytes)
-        path = Path(images_dir) if images_dir else store.root / str(store.meta.soft.get("images", "images"))
-        images = _opened(path, "images", allow_partial)
+        images = _opened(images_place(store, Path(cache_dir), images_dir), "images", allow_partial)
         if differences := differing(expected, images.reference(), "images"):
             raise IdentityMismatch(
-                f"{images.root} is not the image cache that {store.root} was made with: "
+                f"{images.name} is not the image cache that {store.name} was made with: "
                 f"{'; '.join(f'{each.field}: expected {each.stored}, found {each.given}' for each in differences)}. "
                 "Give the right one, or extract the images again"
             )
@@ -101,10 +102,10 @@ class Priors:
     @cached_property
     def samples(self) -> list[Sample]:
         """The manifest, in order: sample i is what `read(i)` is about. Read on first use."""
-        samples = read_manifest(self.store.root / "manifest.parquet")
+        samples = read_manifest(pa.BufferReader(self.store.file("manifest.parquet")))
         if len(samples) != len(self.rows):
             raise CacheError(
-                f"{self.store.root}: {len(samples)} samples in the manifest, {len(self.rows)} in rows.parquet"
+                f"{self.store.name}: {len(samples)} samples in the manifest, {len(self.rows)} in rows.parquet"
             )
         return samples
 
@@ -176,17 +177,17 @@ class Priors:
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.store.root} has {len(self)} samples, there is no sample {index}")
+            raise IndexError(f"{self.store.name} has {len(self)} samples, there is no sample {index}")
         return index
 
     def _image(self, index: int) -> int:
         image = self.rows.number("image", self._checked(index))
         if index in self.failures:
-            raise CacheError(f"{self.store.root}: sample {index} failed: {self.failures[index]}")
+            raise CacheError(f"{self.store.name}: sample {index} failed: {self.failures[index]}")
         if self.image_rows is None or image < 0:
-            raise CacheError(f"{self.store.root}: sample {index} has no image embedding; extract with the image cache")
+            raise CacheError(f"{self.store.name}: sample {index} has no image embedding; extract with the image cache")
         if not image < len(self.image_rows):
-            raise CacheError(f"{self.store.root}: sample {index} names image {image} of {len(self.image_rows)}")
+            raise CacheError(f"{self.store.name}: sample {index} names image {image} of {len(self.image_rows)}")
         return image
 
     def _failures(self) -> dict[int, str]:
@@ -200,8 +201,8 @@ class Priors:
         return failures
 
 
-def _opened(path: Path, kind: str, allow_partial: bool) -> Store:
-    store = Store.open(path)
+def _opened(path: Path, kind: Kind, allow_partial: bool) -> Source:
+    store = open_source(path, kind)
     if store.meta.kind != kind:
         raise CacheError(f"{path} is a cache of {store.meta.kind}, a cache of {kind} is needed")
     if not store.complete and not allow_partial:

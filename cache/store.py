@@ -92,6 +92,10 @@ class Store:
         return cls(path, create.read_meta(path))
 
     @property
+    def name(self) -> str:
+        return str(self.root)
+
+    @property
     def complete(self) -> bool:
         return self.meta.state == "complete"
 
@@ -167,16 +171,28 @@ class Store:
             return self._committed_failures()
         return [json.loads(line) for line in (self.root / FAILURES).read_bytes().splitlines()]
 
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Slots [start, stop) of an array: [stop - start, *item_shape], crc-checked, writable.
+    def file(self, name: str) -> bytes:
+        """A metadata file, compared with its digest. CacheError if it is unknown, missing or damaged."""
+        if name not in self.meta.files:
+            raise CacheError(f"{self.root} has no metadata file {name!r}, only {', '.join(sorted(self.meta.files))}")
+        try:
+            data = (self.root / name).read_bytes()
+        except OSError as error:
+            raise CacheError(f"{self.root / name} can not be read: {error.strerror}; restore the file") from error
+        if hashlib.sha256(data).hexdigest() != self.meta.files[name]:
+            raise CacheError(f"{self.root / name} is damaged or was changed; restore the file")
+        return data
+
+    def read(self, array: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Slots [start, stop) of an array: [stop - start, *item_shape], crc-checked, writable; in `out` if given.
 
         Raises CacheError if any of them belongs to a unit that is not committed, or is damaged on disk.
         """
-        spec = self.meta.arrays.get(name)
+        spec = self.meta.arrays.get(array)
         if spec is None:
-            raise CacheError(f"{self.root} has no array {name!r}, only {', '.join(sorted(self.meta.arrays))}")
+            raise CacheError(f"{self.root} has no array {array!r}, only {', '.join(sorted(self.meta.arrays))}")
         if not 0 <= start <= stop <= self.meta.units * spec.slots_per_unit:
-            raise CacheError(f"{self.root}: array {name} has no slots {start} to {stop}")
+            raise CacheError(f"{self.root}: array {array} has no slots {start} to {stop}")
         if start == stop:
             return np.empty((0, *spec.item_shape), spec.dtype)
         size = spec.slots_per_unit
@@ -184,6 +200,8 @@ class Store:
             self._read_unit(spec, unit, max(start, unit * size), min(stop, (unit + 1) * size))
             for unit in range(start // size, (stop - 1) // size + 1)
         ]
+        if out is not None:
+            return np.concatenate(parts, out=out, casting="no")
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def verify(self) -> list[str]:

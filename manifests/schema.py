@@ -173,13 +173,13 @@ def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample], meta
         Path(temporary).unlink(missing_ok=True)
 
 
-def read_manifest(path: str | os.PathLike[str]) -> list[Sample]:
+def read_manifest(path: str | os.PathLike[str] | pa.NativeFile) -> list[Sample]:
     """All samples, in order. Raises DatasetError where the file is missing or not a manifest of this version."""
     manifest_meta(path)
     return [_sample(row) for row in pq.read_table(path).to_pylist()]
 
 
-def manifest_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
+def manifest_meta(path: str | os.PathLike[str] | pa.NativeFile) -> dict[str, Any]:
     """The `meta` given to `write_manifest`. Raises DatasetError as `read_manifest` does."""
     try:
         schema = pq.read_schema(path)
