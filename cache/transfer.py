@@ -108,10 +108,10 @@ def _write(part: Path, caches: Sequence[Store], progress: Progress) -> None:
 
 def _write_cache(group: h5py.Group, store: Store, progress: Progress) -> None:
     meta = store.meta
-    files = {name: store.file(name) for name in meta.files}
+    files = {name: store.file(name) for name in sorted(meta.files)}  # one cache, one file, to the bit
     for name, data in (files | {META: meta.to_bytes()}).items():
         _write_bytes(group, f"files/{name}", data)
-    records = [seal(store.commits.get(unit) or {}) for unit in store.planned_units]
+    records = [seal(_commit(store, unit)) for unit in store.planned_units]
     _write_bytes(group, "commits", b"".join(records))
     _write_bytes(group, "commit_ends", np.cumsum([len(each) for each in records]).astype(COMMIT_ENDS).tobytes())
     for name, spec in meta.arrays.items():
@@ -129,8 +129,7 @@ def _write_cache(group: h5py.Group, store: Store, progress: Progress) -> None:
 
 
 def _write_unit(group: h5py.Group, store: Store, unit: int, files: dict[str, bytes]) -> None:
-    commit = store.commits.get(unit)
-    assert commit is not None
+    commit = _commit(store, unit)
     for name, spec in store.meta.arrays.items():
         slots = slice(unit * spec.slots_per_unit, (unit + 1) * spec.slots_per_unit)
         values = store.read(name, slots.start, slots.stop)
@@ -140,6 +139,12 @@ def _write_unit(group: h5py.Group, store: Store, unit: int, files: dict[str, byt
                 "verify says how), then export"
             )
         group[f"arrays/{name}"][slots] = values
+
+
+def _commit(store: Store, unit: int) -> dict[str, Any]:
+    if (commit := store.commits.get(unit)) is None:
+        raise CacheError(f"{store.name} is complete but the commit record of unit {unit} is gone; extract it again")
+    return commit
 
 
 def _write_bytes(group: h5py.Group, name: str, data: bytes) -> None:
@@ -194,6 +199,7 @@ def _require_free(path: Path, overwrite: bool) -> None:
 @contextmanager
 def _unfinished(path: Path) -> Iterator[Path]:
     """An empty file beside `path`, held against other exports to it; gone after an error, emptied after a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.unfinished")
     with part.open("ab") as held:
         try:
