@@ -76,13 +76,13 @@ def _bars() -> Iterator[Progress]:
     """A bar for every step, in bytes per second."""
     from tqdm import tqdm
 
-    bar = tqdm(disable=True)
+    bar, current = tqdm(disable=True), ""
 
     def progress(step: str, done: int, total: int) -> None:
-        nonlocal bar
-        if bar.desc != f"{step}: ":
+        nonlocal bar, current
+        if step != current:
             bar.close()
-            bar = tqdm(desc=step, total=total, unit="B", unit_scale=True)
+            bar, current = tqdm(desc=step, total=total, unit="B", unit_scale=True), step
         bar.update(done - bar.n)
 
     try:
