@@ -13,6 +13,7 @@ from cache.container import is_file
 from cache.hdf5 import H5Cache
 from cache.layout import Kind, Meta
 from cache.store import Store
+from manifests.errors import CacheError
 
 
 class Source(Protocol):
@@ -62,7 +63,8 @@ def images_place(priors: Source, path: Path, images_dir: str | os.PathLike[str] 
     """Where the image cache is that `priors`, opened from `path`, names.
 
     images_dir, if given; else in the same file; else where extraction put it, seen from the cache; else, as after an
-    import, at images/ in the cache. Beside an HDF5 file: seen from the file's folder.
+    import, at images/ in the cache. For an HDF5 file without images its folder stands for the cache's; CacheError if
+    there are none.
     """
     if images_dir is not None:
         return Path(images_dir)
@@ -73,4 +75,9 @@ def images_place(priors: Source, path: Path, images_dir: str | os.PathLike[str] 
         folder = path.parent
     named = folder / str(priors.meta.soft.get("images", "images"))
     inside = folder / "images"
+    if folder != path and not named.exists() and not inside.exists():
+        raise CacheError(
+            f"{path} has no image embeddings inside and there are none at {named}; name their cache with --images, or "
+            "export --with-images"
+        )
     return inside if inside.is_dir() and not named.exists() else named

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import threading
@@ -118,7 +119,10 @@ def test_priors_from_a_file_equal_those_from_the_folder(tmp_path: Path, with_ima
     folder = Priors.open(tmp_path / "cache")
     places = [None, tmp_path / "cache" / "images", tmp_path / "images.h5"] if with_images else [tmp_path / "images.h5"]
     if not with_images:
-        with pytest.raises(CacheError, match="far/images holds no cache"):
+        with pytest.raises(
+            CacheError,
+            match=r"no image embeddings inside and there are none at .*far/images; name their cache with --images",
+        ):
             Priors.open(path)
         shutil.copytree(images.root, path.parent / "images")  # beside the file, as `soft` of the cache names it
         places.append(None)
@@ -177,6 +181,25 @@ def test_a_file_that_is_there_is_kept_unless_asked(sound: Path, tmp_path: Path) 
         export(store, None, tmp_path, overwrite=True)
     with pytest.raises(CacheError, match=r"can not be written|bytes are needed"):
         export(store, None, Path("/proc/nowhere/priors.h5"))
+
+
+def test_a_disk_that_fills_up(sound: Path, tmp_path: Path) -> None:
+    """Real errors of writing: in a process that may not make files as large as this one."""
+    whole, said = (sound / "priors.h5").stat().st_size, tmp_path / "said"
+    for limit in (100, whole // 2, whole - 1):
+        if (child := os.fork()) == 0:
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                export(Store.open(sound / "cache"), None, tmp_path / "out" / "priors.h5")
+            except CacheError as error:
+                said.write_text(str(error)[:99])
+                os._exit(3)
+            except BaseException:
+                os._exit(4)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        assert "priors.h5 can not be written" in said.read_text()
+        assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_two_exports_to_one_file(sound: Path, tmp_path: Path) -> None:
