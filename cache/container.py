@@ -30,7 +30,7 @@ AGAIN: Final = "copy the file again from where it was made, or export the cache 
 _FORMAT: Final = "frozen-lmm-grounding cache in HDF5"
 _SCHEMA: Final = 1
 _SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
-_BLOCK: Final = 1 << 20
+_BLOCK: Final = 1 << 18
 # what h5py raises for files that are damaged or were made by an enemy; too little memory is no reason to call it damage
 _UNREADABLE: Final = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
@@ -125,13 +125,13 @@ class Container:
 
 def content_digest(path: Path, progress: Progress = quiet, *, from_disk: bool = False) -> str:
     """sha256 (hex) of all that follows the header. `from_disk`: drop the (synced) pages first: the disk answers."""
-    hasher, total = hashlib.sha256(), path.stat().st_size
+    hasher, total, block = hashlib.sha256(), path.stat().st_size, memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as file:
         if from_disk and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         file.seek(HEADER)
-        while block := file.read(_BLOCK):
-            hasher.update(block)
+        while count := file.readinto(block):
+            hasher.update(block[:count])
             progress("digest", file.tell(), total)
     return hasher.hexdigest()
 
