@@ -64,7 +64,7 @@ class Commits:
                 self._kept.move_to_end(unit)
                 return self._kept[unit]
         try:
-            record = self._checked(unit, self.place.read(self.name(unit)))
+            record = parsed(self.place.read(self.name(unit)), unit, self.plan)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -107,17 +107,19 @@ class Commits:
         with self._lock:
             self._kept.pop(unit, None)
 
-    def _checked(self, unit: int, data: bytes) -> dict[str, Any]:
-        record = unseal(data)
-        if (found := record.get("unit")) != unit:
-            raise ValueError(f"it is the record of unit {found}")
-        if record.get("plan") != self.plan:
-            raise ValueError("it belongs to a cache with another identity or plan")
-        shards = {
-            name: Written(bytes=entry["bytes"], sha256=entry["sha256"], crcs=_from_hex(entry["crc32c"]))
-            for name, entry in record["shards"].items()
-        }
-        return record | {"shards": shards}
+
+def parsed(data: bytes, unit: int, plan: str) -> dict[str, Any]:
+    """A record from its file, its shards as `Written`. ValueError if damaged, or of another unit or plan (a digest)."""
+    record = unseal(data)
+    if (found := record.get("unit")) != unit:
+        raise ValueError(f"it is the record of unit {found}")
+    if record.get("plan") != plan:
+        raise ValueError("it belongs to a cache with another identity or plan")
+    shards = {
+        name: Written(bytes=entry["bytes"], sha256=entry["sha256"], crcs=_from_hex(entry["crc32c"]))
+        for name, entry in record["shards"].items()
+    }
+    return record | {"shards": shards}
 
 
 def _to_hex(crcs: np.ndarray) -> str:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from cache.identity import differing
+from cache.layout import Kind
 from cache.memory import Memory
-from cache.places import Place, Where, place_of
+from cache.places import Where
 from cache.plan import BoxTuple, ImageRows, PlanRows
 from cache.scaling import restore_states
-from cache.store import Store
+from cache.source import Source, images_of, open_source
 from manifests.errors import CacheError, IdentityMismatch
 from manifests.manifest import Samples
 
@@ -52,7 +53,7 @@ class SamplePriors:
 class Priors:
     """Random access to the samples of a cache; can be pickled, every process reads for itself."""
 
-    def __init__(self, store: Store, images: Store | None, memory_bytes: int) -> None:
+    def __init__(self, store: Source, images: Source | None, memory_bytes: int) -> None:
         self.store, self.images = store, images
         self.rows = PlanRows(store.file("rows.parquet"))
         self.image_rows = ImageRows(images.file("rows.parquet")) if images else None
@@ -81,11 +82,10 @@ class Priors:
         Raises CacheError for a cache that is missing, damaged or not complete, and IdentityMismatch if the image cache
         is not the one that the priors were planned with.
         """
-        store = _opened(place_of(cache_dir), "priors", allow_partial)
+        store = _opened(cache_dir, "priors", allow_partial)
         if (expected := store.meta.identity.get("images")) is None:
             return cls(store, None, memory_bytes)
-        named = store.place.at(str(store.meta.soft.get("images", "images")))
-        images = _opened(place_of(images_dir) if images_dir else named, "images", allow_partial)
+        images = _opened(images_of(store, images_dir), "images", allow_partial)
         if differences := differing(expected, images.reference(), "images"):
             raise IdentityMismatch(
                 f"{images.name} is not the image cache that {store.name} was made with: "
@@ -204,13 +204,13 @@ class Priors:
         return failures
 
 
-def _opened(place: Place, kind: str, allow_partial: bool) -> Store:
-    store = Store.open(place)
+def _opened(where: Where, kind: Kind, allow_partial: bool) -> Source:
+    store = open_source(where, kind)
     if store.meta.kind != kind:
-        raise CacheError(f"{place} is a cache of {store.meta.kind}, a cache of {kind} is needed")
+        raise CacheError(f"{store.name} is a cache of {store.meta.kind}, a cache of {kind} is needed")
     if not store.complete and not allow_partial:
         raise CacheError(
-            f"{place} is not complete ({len(store.missing_units())} of {store.meta.units} units are missing); "
+            f"{store.name} is not complete ({len(store.missing_units())} of {store.meta.units} units are missing); "
             "run extract again to resume"
         )
     return store

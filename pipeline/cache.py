@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
 
 from manifests.errors import PipelineError
+from pipeline.transfer import Export, Import, run_export, run_import
 
 
 @dataclass(kw_only=True, slots=True)
@@ -17,7 +18,7 @@ class Info:
     """Shapes, identity, what is done and what is planned, bytes."""
 
     cache: str = "runs/cache"
-    """A priors cache or an image cache: a folder, or s3://bucket/prefix."""
+    """A priors cache or an image cache: a folder, s3://bucket/prefix, or a file of `cache export`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,7 +29,7 @@ class Verify:
     """
 
     cache: str = "runs/cache"
-    """A priors cache or an image cache: a folder, or s3://bucket/prefix."""
+    """A priors cache or an image cache: a folder, s3://bucket/prefix, or a file of `cache export`."""
     repair: bool = False
     """Take damaged units back; the same extract command then makes these again, and no others."""
 
@@ -37,22 +38,25 @@ class Verify:
 class Cache:
     """Look at a cache, check it, carry it elsewhere."""
 
-    action: Annotated[Info, tyro.conf.subcommand("info")] | Annotated[Verify, tyro.conf.subcommand("verify")]
+    action: (
+        Annotated[Info, tyro.conf.subcommand("info")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Import, tyro.conf.subcommand("import")]
+    )
 
 
 def run_cache(args: Cache) -> None:
     """Run one action."""
-    if isinstance(args.action, Info):
-        info(args.action)
-    else:
-        verify(args.action)
+    run: dict[type, Callable[[Any], None]] = {Info: info, Verify: verify, Export: run_export, Import: run_import}
+    run[type(args.action)](args.action)
 
 
 def info(args: Info) -> None:
     """Print a table, and the same as JSON in the last line."""
-    from cache.store import Store
+    from cache.source import open_source
 
-    store = Store.open(args.cache)
+    store = open_source(args.cache)
     meta, committed = store.meta, len(store.committed_units())
     arrays: dict[str, dict[str, Any]] = {
         name: {
@@ -91,23 +95,40 @@ def info(args: Info) -> None:
 
 def verify(args: Verify) -> None:
     """Print one line per problem and the rows to redo; JSON in the last line; PipelineError if there is a problem."""
-    from cache.places import place_of
+    from cache.container import is_file
+    from cache.source import images_of
     from cache.store import Store
 
-    store = Store.open(args.cache, check_files=False)
-    stores = [store]
-    if store.meta.identity.get("images") is not None:
-        images = place_of(args.cache).at(str(store.meta.soft.get("images", "images")))
-        stores.append(Store.open(images, check_files=False))
-    results = [_verify(each, repair=args.repair) for each in stores]
+    if "://" not in args.cache and is_file(args.cache):
+        results = [_verify_file(args)]
+    else:
+        stores = [Store.open(args.cache, check_files=False)]
+        if stores[0].meta.identity.get("images") is not None:
+            stores.append(Store.open(images_of(stores[0]), check_files=False))
+        results = [_verify(each, repair=args.repair) for each in stores]
     print(json.dumps({"caches": results}))
     if left := sum(len(result["problems"]) for result in results):
         cure = (
-            "they were taken back: run the same extract command again to make them anew"
+            "copy or export the file again"
+            if results[0]["kind"] == "file"
+            else "they were taken back: run the same extract command again to make them anew"
             if args.repair
             else "pass --repair, then run the same extract command again to make just these units anew"
         )
         raise PipelineError(f"{args.cache}: {left} problem(s); {cure}")
+
+
+def _verify_file(args: Verify) -> dict[str, Any]:
+    from cache.hdf5 import H5Cache
+    from pipeline.transfer import bars
+
+    if args.repair:
+        raise PipelineError(f"{args.cache}: a file can not be repaired; copy or export it again")
+    file = H5Cache.open(args.cache)
+    with bars() as progress:
+        problems = file.verify(progress)
+    print("\n".join(problems) or f"{file.name}: every byte as exported")
+    return {"cache": file.name, "kind": "file", "problems": problems}
 
 
 def _verify(store: Any, *, repair: bool) -> dict[str, Any]:

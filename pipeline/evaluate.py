@@ -17,7 +17,9 @@ class Evaluate:
     """Evaluate a head: RES cIoU, mIoU, P@X; PNG average recall; keyword precision, recall, F1. Failed samples miss."""
 
     cache: str = "runs/cache"
-    """A complete cache that `extract` made: a folder or s3://bucket/prefix."""
+    """A complete cache: a folder, s3://bucket/prefix, or an .h5 file that `cache export` made."""
+    images: str | None = None
+    """Its image cache, if it is no longer where extraction or the export put it."""
     head: Path = Path("runs/head")
     """Folder of a head that `train-head` made."""
     out: Path = Path("runs/evaluation")
@@ -49,7 +51,7 @@ def run(args: Evaluate) -> None:
         raise PipelineError(f"--lam {args.lam}: must lie between 0 and 1")
     if args.batch_size < 1:
         raise PipelineError(f"--batch-size {args.batch_size}: must be at least 1")
-    priors = Priors.open(args.cache)
+    priors = Priors.open(args.cache, images_dir=args.images)
     head = load_head(args.head)
     training = _same_priors(args.head, priors)
     indices = held_out(priors, args.splits)

@@ -18,7 +18,9 @@ class TrainHead:
     """Train mask decoder, mask refiner and keyword selector from a cache; neither the LMM nor an image is opened."""
 
     cache: str = "runs/cache"
-    """A complete cache that `extract` made: a folder or s3://bucket/prefix."""
+    """A complete cache: a folder, s3://bucket/prefix, or an .h5 file that `cache export` made."""
+    images: str | None = None
+    """Its image cache, if it is no longer where extraction or the export put it."""
     out: Path = Path("runs/head")
     """Folder for the head: weights, config, training.json."""
     head: str = "unet-sam"
@@ -57,7 +59,7 @@ def run(args: TrainHead) -> None:
     from stages.train_head.trainer import train, trainable
 
     start = time.perf_counter()
-    priors = Priors.open(args.cache, memory_bytes=int(args.memory_gb * 2**30))
+    priors = Priors.open(args.cache, images_dir=args.images, memory_bytes=int(args.memory_gb * 2**30))
     trainable(priors)
     device = choose_device(args.device)
     head, recipe = build(args, priors)

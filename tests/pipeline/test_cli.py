@@ -19,13 +19,16 @@ OPTIONS = {
                 "--store-grid", "--views", "--context", "--merge", "--batch-size", "--dtype", "--attention", "--device",
                 "--trust-remote-code", "--sam", "--sam-checkpoint", "--workers", "--gpus-per-worker", "--local",
                 "--ray-address", "--unit-deadline", "--dry-run", "--overwrite"],
-    "train-head": ["--cache", "--out", "--head", "--preset", "--refiner", "--prompt-mask", "--prompt-box",
+    "train-head": ["--cache", "--images", "--out", "--head", "--preset", "--refiner", "--prompt-mask", "--prompt-box",
                    "--prompt-text", "--epochs", "--lr", "--batch-size", "--seed", "--device", "--memory-gb",
                    "--sam-checkpoint"],
-    "evaluate": ["--cache", "--head", "--out", "--splits", "--lam", "--batch-size", "--data-root", "--device"],
+    "evaluate": ["--cache", "--images", "--head", "--out", "--splits", "--lam", "--batch-size", "--data-root",
+                 "--device"],
     "manifest": ["--dataset", "--data-root", "--splits", "--limit", "--sentences", "--context", "--file"],
     "cache info": ["--cache"],
     "cache verify": ["--cache", "--repair"],
+    "cache export": ["--cache", "--to", "--with-images", "--images", "--overwrite"],
+    "cache import": ["--cache", "--from", "--images"],
     "lmms": [],
 }  # fmt: skip
 
