@@ -7,6 +7,7 @@ import_(Path("priors.h5"), Path("elsewhere/cache"))
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
 from collections import Counter
@@ -105,12 +106,13 @@ def import_(path: Path, where: Where, images: Where | None = None, *, progress: 
 
 
 def _write(part: Path, caches: Sequence[Store], progress: Progress) -> None:
-    with h5py.File(part, "w", libver=_LIBVER, userblock_size=HEADER, locking=False) as file:
-        file.attrs["about"] = np.bytes_(_ABOUT)
-        for each in caches:
-            _write_cache(file.create_group(each.meta.kind), each, progress)
-    with part.open("r+b") as written:
-        os.fsync(written.fileno())
+    with _Sink(part) as sink:
+        with h5py.File(sink, "w", libver=_LIBVER, userblock_size=HEADER) as file:
+            file.attrs["about"] = np.bytes_(_ABOUT)
+            for each in caches:
+                _write_cache(file.create_group(each.meta.kind), each, sink.checked(progress))
+        sink.check()
+        os.fsync(sink.fileno())
 
 
 def _write_cache(group: h5py.Group, store: Store, progress: Progress) -> None:
@@ -230,6 +232,44 @@ def _unfinished(path: Path) -> Iterator[Path]:
             yield part
         finally:
             part.unlink(missing_ok=True)  # after success the name is gone already
+
+
+class _Sink(io.FileIO):
+    """What HDF5 writes to. It crashes where it can not write (1.14, 2.0), so it never learns of a full disk."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+b")
+        self.error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        left = memoryview(data).cast("B")
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise what HDF5 was not told."""
+        if self.error is not None:
+            raise self.error
+
+    def checked(self, progress: Progress) -> Progress:
+        """`progress`, which also stops at the first error."""
+
+        def told(step: str, done: int, total: int) -> None:
+            self.check()
+            progress(step, done, total)
+
+        return told
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def test_a_stale_commit_record_is_refused(tmp_path: Path) -> None:
     store = made(tmp_path / "cache")
     export(store, None, path)
     shutil.copy(path, tmp_path / "sound.h5")
-    lengths = [len(store.commits.path(unit).read_bytes()) for unit in range(3)]
+    lengths = [len(store.place.read(store.commits.name(unit))) for unit in range(3)]
     for ends in ([lengths[0]] * 3, [10**15, 5, 7], [*np.cumsum(lengths), 0]):
 
         def change(file: h5py.File, ends: Any = ends) -> None:

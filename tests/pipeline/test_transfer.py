@@ -22,20 +22,20 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict:
 
 def test_there_and_back(small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "priors.h5"
-    run_export(Export(cache=small_cache, to=path, with_images=True))
+    run_export(Export(cache=str(small_cache), to=path, with_images=True))
     record = last_line(capsys)
     assert record["bytes"] == path.stat().st_size and record["objects"] > 20 and record["seconds"] > 0
-    run_import(Import(file=path, cache=tmp_path / "back"))
+    run_import(Import(file=path, cache=str(tmp_path / "back")))
     assert last_line(capsys)["objects"] == record["objects"]
     assert tree(tmp_path / "back") == tree(small_cache)
-    run_export(Export(cache=small_cache / "images", to=tmp_path / "images.h5"))
+    run_export(Export(cache=str(small_cache / "images"), to=tmp_path / "images.h5"))
     assert last_line(capsys)["images"] > 10
 
 
 def test_training_and_evaluation_from_the_file(small_cache: Path, tmp_path: Path) -> None:
     whole, alone = tmp_path / "whole.h5", tmp_path / "alone.h5"
-    run_export(Export(cache=small_cache, to=whole, with_images=True))
-    run_export(Export(cache=small_cache, to=alone))
+    run_export(Export(cache=str(small_cache), to=whole, with_images=True))
+    run_export(Export(cache=str(small_cache), to=alone))
     moved = shutil.copytree(small_cache / "images", tmp_path / "moved")
     folder = Priors.open(small_cache)
     for priors in (Priors.open(whole), Priors.open(alone, images_dir=moved)):  # what the refiner learns from as well
