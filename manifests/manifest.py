@@ -73,7 +73,7 @@ class Samples(LazyTable[Sample]):
         """Indices, in order, of the samples with one of these labels: where(split=["val"], task=["referring"])."""
         wanted = np.ones(len(self), bool)
         for name, chosen in labels.items():
-            codes, known = self._coded(name)
+            codes, known = self.codes(name), self.labels(name)
             wanted &= np.array([label in chosen for label in known], bool)[codes] if known else False
         return np.flatnonzero(wanted).tolist()
 
@@ -81,12 +81,15 @@ class Samples(LazyTable[Sample]):
         """The different splits (tasks, datasets), in the order of their first sample."""
         return list(self._coded(name)[1])
 
+    def codes(self, name: str) -> np.ndarray:
+        """For every sample the number of its label in `labels`, in the smallest integers that do."""
+        return self._coded(name)[0]
+
     def ids(self) -> Iterator[str]:
         """The sample_id of every sample, in order."""
         return (value.as_py() for value in self.column("sample_id"))
 
     def _coded(self, name: str) -> tuple[np.ndarray, list[str]]:
-        """(for every sample the number of its label in the smallest integers that do, the labels)."""
         if name not in self._labels:
             coded = pc.dictionary_encode(self.column(name))
             known = coded.dictionary.to_pylist()

@@ -14,6 +14,7 @@ import torch
 
 from cache.priors import Priors
 from manifests.errors import DatasetError
+from manifests.manifest import Samples, write_manifest
 from manifests.masks import decode
 from pipeline.train_head import TrainHead, build
 from stages.train_head.data import prefetch, read_batch, targets_of
@@ -118,13 +119,14 @@ def test_failed_samples_are_misses_of_the_validation_and_are_counted(small_cache
     assert train(head, priors, TrainConfig(epochs=1)).failed == {"train": 1, "val": 1}
 
 
-def test_a_cache_with_nothing_to_train_on_is_refused(small_cache: Path, small_head: Path) -> None:
+def test_a_cache_with_nothing_to_train_on_is_refused(small_cache: Path, small_head: Path, tmp_path: Path) -> None:
     priors, head = Priors.open(small_cache), load_head(small_head)
     priors.failures |= dict.fromkeys(split_indices(priors, "train"), "no\nmemory")
     says = r"all 20 samples of the split 'train' failed .*no memory; the cache's splits: train, val, testA, testB"
     with pytest.raises(DatasetError, match=says):
         train(head, priors, TrainConfig())
-    priors.samples = [s for s in priors.samples if s.split != "train"]
+    write_manifest(tmp_path / "others", (s for s in priors.samples if s.split != "train"), {})
+    priors.samples = Samples(tmp_path / "others")
     with pytest.raises(DatasetError, match=r"no sample of the split 'train' \(its splits: val, testA, testB\)"):
         train(head, priors, TrainConfig())
 
