@@ -175,8 +175,10 @@ def plan(objects: int, root: Path) -> dict[str, float]:
 
 
 def _create(root: Path, found: Plan, samples: Described) -> Store:
-    manifest = root.parent / f"{root.name}.parquet"
-    write_manifest(manifest, samples, {})
+    path = root.parent / f"{root.name}.parquet"
+    write_manifest(path, samples, {})
+    manifest = path.read_bytes()
+    path.unlink()
     options: dict[str, Any] = {"soft": {"images": "images"}}
     images = Store.create_or_resume(
         root / "images", kind="images", identity={"sam": "vit_l"}, arrays=_small(found.image_arrays),
@@ -186,7 +188,6 @@ def _create(root: Path, found: Plan, samples: Described) -> Store:
         root, kind="priors", identity={"lmm": "llava", "images": images.reference()}, arrays=_small(found.arrays),
         units=found.units, files={"manifest.parquet": manifest, "rows.parquet": rows_bytes(found.rows)}, **options,
     )  # fmt: skip
-    manifest.unlink()
     return store
 
 
