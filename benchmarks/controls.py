@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -103,6 +103,9 @@ class Changed:
 
     def embedding(self, index: int) -> np.ndarray:
         return self.priors.embedding(index)
+
+    def advise(self, indices: Iterable[int]) -> None:
+        self.priors.advise(indices)
 
     def image_box(self, index: int) -> tuple[int, int, int, int, int]:
         return self.priors.image_box(index)

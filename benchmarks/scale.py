@@ -184,11 +184,10 @@ def _create(root: Path, found: Plan, samples: Described) -> Store:
         root / "images", kind="images", identity={"sam": "vit_l"}, arrays=_small(found.image_arrays),
         units=found.image_units, files={"rows.parquet": rows_bytes(found.image_rows)}, **options,
     )  # fmt: skip
-    store = Store.create_or_resume(
+    return Store.create_or_resume(
         root, kind="priors", identity={"lmm": "llava", "images": images.reference()}, arrays=_small(found.arrays),
         units=found.units, files={"manifest.parquet": manifest, "rows.parquet": rows_bytes(found.rows)}, **options,
     )  # fmt: skip
-    return store
 
 
 def _small(arrays: Sequence[ArraySpec]) -> list[ArraySpec]:

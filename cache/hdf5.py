@@ -143,6 +143,9 @@ class H5Cache:
                 _read_into(values[first - start : last - start], self._array(spec), first)
         return values
 
+    def advise(self, name: str, start: int, stop: int) -> None:
+        """Nothing: HDF5 does not tell where in the file a chunk lies without reading its index."""
+
     def unit(self, unit: int) -> dict[str, np.ndarray]:
         """The whole unit of every array. CacheError unless it is what was committed, to the bit."""
         commit, arrays = self.commit(unit)[1], {}

@@ -101,8 +101,20 @@ def table_digest(table: pa.Table) -> str:
         if pa.types.is_list(column.type):
             hasher.update(np.ascontiguousarray(pc.list_value_length(column).to_numpy(zero_copy_only=False)).tobytes())
             hasher.update(np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False)).tobytes())
-        elif pa.types.is_string(column.type) or column.null_count:
+        elif column.null_count:
             hasher.update(canonical_json(column.to_pylist()))
+        elif pa.types.is_string(column.type):
+            hasher.update(np.ascontiguousarray(pc.binary_length(column).to_numpy(zero_copy_only=False)).tobytes())
+            hasher.update(_joined(column))
         else:
             hasher.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes())
     return hasher.hexdigest()
+
+
+def _joined(column: pa.Array) -> memoryview:
+    """The bytes of all strings of a column without nulls, one after the other; no Python object a string."""
+    if not len(column):
+        return memoryview(b"")
+    _, ends, data = column.buffers()
+    of = np.frombuffer(ends, np.int32)[column.offset : column.offset + len(column) + 1]
+    return memoryview(data)[of[0] : of[-1]] if data is not None else memoryview(b"")

@@ -9,6 +9,7 @@ Letters: n objects, T object tokens, A answer tokens, C maps of h×w, M layers o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -148,6 +149,20 @@ class Priors:
             known.flags.writeable = False
             self._memory.put(("image", image), known, known.nbytes)
         return known
+
+    def advise(self, indices: Iterable[int]) -> None:
+        """These samples will be read soon: the disk may begin with what is not in memory."""
+        for index in indices:
+            if index in self.failures:
+                continue
+            row, image = self.rows[index], self.rows.number("image", index)
+            if self._memory.get(("sample", index)) is None:
+                self.store.advise("attention", row.slot, row.slot + row.objects)
+                self.store.advise("hidden", row.token_slot, row.token_slot + len(row.token_positions))
+                self.store.advise("answer_hidden", row.answer_slot, row.answer_slot + len(row.answer_ids))
+            if self.images is not None and self.image_rows is not None and self._memory.get(("image", image)) is None:
+                slot = self.image_rows.number("slot", image)
+                self.images.advise("embedding", slot, slot + 1)
 
     def image_box(self, index: int) -> BoxTuple:
         """(top, left, height, width, size): the sample's image in SAM's square input, pixels of that square."""

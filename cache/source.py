@@ -41,6 +41,10 @@ class Source(Protocol):
         """
         ...
 
+    def advise(self, name: str, start: int, stop: int) -> None:
+        """Slots [start, stop) of an array will be read soon: a disk may begin."""
+        ...
+
     def file(self, name: str) -> Any:
         """A metadata file (manifest.parquet, rows.parquet, …) as pyarrow.parquet.ParquetFile takes it."""
         ...

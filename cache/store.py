@@ -203,7 +203,7 @@ class Store:
         if not 0 <= start <= stop <= self.meta.units * spec.slots_per_unit:
             raise CacheError(f"{self.name}: array {name} has no slots {start} to {stop}")
         if out is None:
-            out = np.empty((stop - start, *spec.item_shape), spec.dtype)
+            out = shards.aligned_empty((stop - start, *spec.item_shape), spec.dtype)
         for unit, first, last in self._spans(spec, start, stop):
             begin = unit * spec.slots_per_unit + first - start
             self._read_unit(spec, unit, first, last, out[begin : begin + last - first], check)

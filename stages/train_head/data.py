@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cache.priors import SamplePriors
 from manifests.manifest import Samples
@@ -33,6 +34,8 @@ class PriorsLike(Protocol):
     def read(self, index: int) -> SamplePriors | None: ...
 
     def embedding(self, index: int) -> np.ndarray: ...
+
+    def advise(self, indices: Iterable[int]) -> None: ...
 
     def image_box(self, index: int) -> tuple[int, int, int, int, int]: ...
 
@@ -57,8 +60,10 @@ def as_box(values: Sequence[int]) -> Box:
     return Box(top=top, left=left, height=height, width=width, size=size)
 
 
-def read_batch(priors: PriorsLike, indices: Sequence[int], *, embeddings: bool) -> Batch | None:
+def read_batch(priors: PriorsLike, indices: Sequence[int], *, embeddings: bool, device: str = "cpu") -> Batch | None:
     """The batch of these samples; those that failed in extraction are left out; None where nothing is left.
+
+    device: where it will go. For a GPU what is large stays float16, in pinned memory: it fetches that by itself.
 
     answer_hidden holds the tokens of narratives only: the keyword selector learns from texts in which some words name
     an object and others do not; in referring expressions all of them do.
@@ -73,7 +78,7 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], *, embeddings: bool) 
     width = items[0].answer_hidden.shape[-1]
     answers = [item.answer_hidden for item, s in zip(items, samples, strict=True) if s.task == "narrative"]
     inputs = HeadBatch(
-        attention=torch.from_numpy(np.concatenate([item.attention for item in items])).float(),
+        attention=_gathered([item.attention for item in items], device),
         hidden=torch.from_numpy(np.concatenate([item.hidden for item in items])),
         hidden_object=torch.from_numpy(
             np.concatenate([item.hidden_object + start for item, start in zip(items, starts, strict=True)])
@@ -82,10 +87,19 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], *, embeddings: bool) 
         answer_hidden=torch.from_numpy(np.concatenate([np.zeros((0, width), np.float32), *answers])),
         lmm_boxes=[as_box(item.box) for item in items],
         image_sizes=[(s.height, s.width) for s in samples],
-        embeddings=torch.from_numpy(np.stack([priors.embedding(i) for i in kept])).float() if embeddings else None,
+        embeddings=_gathered([priors.embedding(i)[None] for i in kept], device) if embeddings else None,
         sam_boxes=[as_box(priors.image_box(i)) for i in kept] if embeddings else None,
     )
     return Batch(indices=kept, items=items, inputs=inputs)
+
+
+def _gathered(arrays: list[np.ndarray], device: str) -> Tensor:
+    """float16 arrays, joined along their first axis: float32, or for a GPU float16 in pinned memory."""
+    shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
+    pinned = device.startswith("cuda")
+    joined = torch.empty(shape, dtype=torch.float16, pin_memory=pinned)
+    np.concatenate(arrays, out=joined.numpy())
+    return joined if pinned else joined.float()
 
 
 def targets_of(priors: PriorsLike, batch: Batch, head: Head) -> Targets:

@@ -133,7 +133,9 @@ def train(
     for epoch in range(config.epochs):
         losses: list[float] = []
         waited = time.perf_counter()
-        for batch, targets in prefetch(_examples(priors, head, epoch_order(train_split, config.seed, epoch), config)):
+        for batch, targets in prefetch(
+            _examples(priors, head, epoch_order(train_split, config.seed, epoch), config, device)
+        ):
             history.waiting += time.perf_counter() - waited
             loss = head_loss(head(batch.inputs.to(device)), targets.to(device)).total
             optimizer.zero_grad()
@@ -156,9 +158,13 @@ def train(
     return history
 
 
-def _examples(priors: PriorsLike, head: Head, order: list[int], config: TrainConfig) -> Iterator[tuple[Batch, Targets]]:
-    for start in range(0, len(order), config.batch_size):
-        batch = read_batch(priors, order[start : start + config.batch_size], embeddings=head.refined_size is not None)
+def _examples(
+    priors: PriorsLike, head: Head, order: list[int], config: TrainConfig, device: str
+) -> Iterator[tuple[Batch, Targets]]:
+    size = config.batch_size
+    for start in range(0, len(order), size):
+        priors.advise(order[start + size : start + 2 * size])  # the disk works while this batch is put together
+        batch = read_batch(priors, order[start : start + size], embeddings=head.refined_size is not None, device=device)
         if batch is not None:
             yield batch, targets_of(priors, batch, head)
 

@@ -54,15 +54,15 @@ class HeadBatch:
         return (self.sample_of_object == sample).nonzero().flatten()
 
     def to(self, device: torch.device | str) -> HeadBatch:
-        """The same batch with its tensors on `device`."""
+        """The same batch with its tensors on `device`, all of them float32; pinned ones on their way meanwhile."""
         return replace(
             self,
-            attention=self.attention.to(device),
+            attention=self.attention.to(device, non_blocking=True).float(),
             hidden=self.hidden.to(device),
             hidden_object=self.hidden_object.to(device),
             sample_of_object=self.sample_of_object.to(device),
             answer_hidden=self.answer_hidden.to(device),
-            embeddings=None if self.embeddings is None else self.embeddings.to(device),
+            embeddings=None if self.embeddings is None else self.embeddings.to(device, non_blocking=True).float(),
         )
 
 
