@@ -25,7 +25,7 @@ _AT_ONCE: Final = 16  # requests to S3, where one takes 20 ms and 20,000 units a
 class Commits:
     """The commit records of one cache. `plan`: what the cache is (JSON values); records of another are refused.
 
-    A record: {"unit", "plan", "record": the caller's, "shards": {array: {"bytes", "sha256", "crc32c"}}}, the
+    A record: {"unit", "plan", "record": the caller's, "shards": {array: {"bytes", "blake3", "crc32c"}}}, the
     last one the checksums of the shard's chunks, 8 hex digits each: what is read is what was committed, not merely
     something that is sound by its own checksums.
     """
@@ -82,7 +82,7 @@ class Commits:
     def bytes_of(self, unit: int, shards: Mapping[str, Written], record: Mapping[str, Any]) -> bytes:
         """What the file of a unit holds. shards: by array; record: the caller's, JSON values."""
         entries = {
-            name: {"bytes": shard.bytes, "sha256": shard.sha256, "crc32c": _to_hex(shard.crcs)}
+            name: {"bytes": shard.bytes, "blake3": shard.blake3, "crc32c": _to_hex(shard.crcs)}
             for name, shard in shards.items()
         }
         return seal({"unit": unit, "plan": self.plan, "shards": entries, "record": dict(record)})
@@ -116,7 +116,7 @@ def parsed(data: bytes, unit: int, plan: str) -> dict[str, Any]:
     if record.get("plan") != plan:
         raise ValueError("it belongs to a cache with another identity or plan")
     shards = {
-        name: Written(bytes=entry["bytes"], sha256=entry["sha256"], crcs=_from_hex(entry["crc32c"]))
+        name: Written(bytes=entry["bytes"], blake3=entry["blake3"], crcs=_from_hex(entry["crc32c"]))
         for name, entry in record["shards"].items()
     }
     return record | {"shards": shards}

@@ -197,4 +197,4 @@ def _read_into(out: np.ndarray, dataset: h5py.Dataset, first: int) -> None:
 
 def as_committed(spec: ArraySpec, values: np.ndarray, commit: dict[str, Any]) -> bool:
     """Is the shard of these values, to the bit, the one that was committed?"""
-    return shards.sha256(shards.encode(spec, values)[0]) == commit["shards"][spec.name].sha256
+    return shards.digest(shards.encode(spec, values)[0]) == commit["shards"][spec.name].blake3

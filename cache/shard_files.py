@@ -70,14 +70,12 @@ def advise(path: str | os.PathLike[str], offset: int, length: int) -> None:
         os.close(handle)
 
 
-def write_shards(
-    unit: Sequence[tuple[Path, ArraySpec, np.ndarray]], scratch: Path, *, from_disk: bool = True
-) -> list[Written]:
+def write_shards(unit: Sequence[tuple[Path, ArraySpec, np.ndarray]], scratch: Path) -> list[Written]:
     """Put all shards of a unit on disk, durably, and read each one back; the folders exist.
 
-    A shard gets its own name only after what was written has been given back. scratch: a folder on the same file
-    system for temporary names. from_disk: read back what the disk holds, not what the kernel remembers of it; that is
-    as much traffic as writing.
+    A shard gets its own name only after what was written has been given back. It may be the kernel's memory that
+    answers: asking the disk would double its traffic, and what it loses later is found by reading and by `verify`.
+    scratch: a folder on the same file system for temporary names.
     Raises OSError (a full disk, …) or CacheError (other bytes came back); then no temporary file is left, but some of
     the shards may have got their names.
     """
@@ -87,13 +85,13 @@ def write_shards(
         for index in sorted(range(len(unit)), key=lambda i: -unit[i][1].shard_bytes):
             path, spec, values = unit[index]
             buffers, crcs = shards.encode(spec, values)
-            put = writers.submit(_put, path, spec, buffers, crcs, scratch, from_disk)
-            tasks[index] = hasher.submit(shards.sha256, buffers), put, crcs
+            put = writers.submit(_put, path, spec, buffers, crcs, scratch)
+            tasks[index] = hasher.submit(shards.digest, buffers), put, crcs
         for _, put, _ in tasks.values():
             put.result()
         list(writers.map(sync_folder, {path.parent for path, _, _ in unit}))  # together they cost little more than one
     return [
-        Written(bytes=spec.shard_bytes, sha256=digest.result(), crcs=crcs)
+        Written(bytes=spec.shard_bytes, blake3=digest.result(), crcs=crcs)
         for (_, spec, _), (digest, _, crcs) in zip(unit, (tasks[i] for i in range(len(unit))), strict=True)
     ]
 
@@ -107,13 +105,11 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _put(
-    path: Path, spec: ArraySpec, buffers: Sequence[np.ndarray], crcs: np.ndarray, scratch: Path, from_disk: bool
-) -> None:
+def _put(path: Path, spec: ArraySpec, buffers: Sequence[np.ndarray], crcs: np.ndarray, scratch: Path) -> None:
     """Write a file, read every byte of it back, and only then give it its name."""
     temporary = scratch / uuid.uuid4().hex
     try:
-        _write(temporary, buffers, from_disk)
+        _write(temporary, buffers)
         _check_file(temporary, spec, crcs)
         temporary.replace(path)
     except ShardFormatError as error:
@@ -125,8 +121,8 @@ def _put(
         temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> None:
-    """A new file of these bytes, synced. forget: who reads it next gets what the disk holds."""
+def _write(path: Path, buffers: Sequence[np.ndarray]) -> None:
+    """A new file of these bytes, synced."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         offset = 0
@@ -138,8 +134,6 @@ def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> None:
                 offset, left = offset + count, _rest(left, count)
             _flush(handle, start, offset - start)
         os.fsync(handle)
-        if forget:
-            _flush(handle, 0, 0)
     finally:
         os.close(handle)
 

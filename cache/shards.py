@@ -10,7 +10,6 @@ Where the bytes come from is the caller's: a `Fetch` fills buffers (`cache.shard
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Final
 
 import google_crc32c
 import numpy as np
+from blake3 import blake3
 
 from cache.layout import DTYPES, ArraySpec
 
@@ -37,7 +37,7 @@ class Written:
     """A shard that was written, and that its place was seen to hold."""
 
     bytes: int
-    sha256: str
+    blake3: str
     """Of the whole file, hex."""
     crcs: np.ndarray
     """crc32c of every chunk's values, uint32 [chunks]."""
@@ -135,12 +135,27 @@ def check_index(spec: ArraySpec, fetch: Fetch) -> None:
         raise ShardFormatError(f"the index is damaged: the {what} is not that of this layout")
 
 
-def sha256(buffers: Sequence[np.ndarray]) -> str:
-    """Of their concatenation, hex."""
-    hasher = hashlib.sha256()
+def digest(buffers: Sequence[np.ndarray]) -> str:
+    """blake3 (hex) of their concatenation: as strong as sha256, and four times as fast (5 GB/s on a core)."""
+    hasher = blake3()
     for buffer in buffers:
         hasher.update(buffer.data)
     return hasher.hexdigest()
+
+
+def copy(spec: ArraySpec, data: np.ndarray, first: int, last: int, out: np.ndarray) -> None:
+    """Slots [first, last) of a shard that lies in memory (uint8), to `out`; no checksum is looked at."""
+    chunk, per = chunk_bytes(spec), spec.slots_per_chunk
+    low, high = first // per, -(-last // per)
+    apart, item = chunk + _CRC, _STORED[spec.dtype]
+    sizes = [item.itemsize * math.prod(spec.item_shape[axis:]) for axis in range(len(spec.item_shape) + 1)]
+    chunks = np.ndarray((high - low, per, *spec.item_shape), item, data, low * apart, (apart, *sizes))
+    if per == 1:
+        out[:] = chunks[:, 0]
+        return
+    for number, values in enumerate(chunks, low):
+        begin, end = max(first, number * per), min(last, (number + 1) * per)
+        out[begin - first : end - first] = values[begin - number * per : end - number * per]
 
 
 def extent(spec: ArraySpec, first: int, last: int) -> tuple[int, int]:

@@ -139,8 +139,8 @@ def _whole(store: Store, spec: ArraySpec, unit: int, committed: Written) -> Iter
     data = np.empty(spec.shard_bytes, np.uint8)
     with store.place.opened(spec, create.shard_name(store.meta, spec, unit)) as shard:
         shard.fetch(0, [data.data])
-    if (found := shards.sha256([data])) != committed.sha256:
-        raise ShardFormatError(f"its sha256 is {found}, {committed.sha256} was committed")
+    if (found := shards.digest([data])) != committed.blake3:
+        raise ShardFormatError(f"its blake3 is {found}, {committed.blake3} was committed")
 
     def from_memory(offset: int, buffers: Any) -> None:
         for buffer in buffers:

@@ -93,6 +93,10 @@ class Place(ABC):
         """To read parts of a shard. FileNotFoundError if it is missing, ShardFormatError if it has another size."""
 
     @abstractmethod
+    def mapped(self, spec: ArraySpec, name: str) -> np.ndarray | None:
+        """A shard's bytes, uint8, where they can be mapped into memory. Errors as of `opened`."""
+
+    @abstractmethod
     def advise(self, name: str, offset: int, length: int) -> None:
         """These bytes will be read soon."""
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from cache.shards import Written
 from manifests.errors import CacheError
 
 UNITS: Final = "units.lock"  # its byte n is held while unit n is written
+_MAPPED: Final = 256  # shards of 64 MB: addresses, no memory
 # POSIX locks belong to the process: they neither exclude its threads nor survive the closing of another handle.
 _ONE_WRITER_PER_PROCESS = threading.Lock()
 
@@ -35,6 +37,8 @@ class Folder(Place):
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root: Final = Path(os.path.abspath(root))  # noqa: PTH100  Path.absolute keeps "..", and names are compared
         super().__init__(str(self.root))
+        self._maps: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._mapping = threading.Lock()
 
     def path(self, name: str) -> str:
         return str(self.root / name)
@@ -79,6 +83,16 @@ class Folder(Place):
 
     def opened(self, spec: ArraySpec, name: str) -> shard_files.ShardFile:
         return shard_files.ShardFile(spec, self.root / name)
+
+    def mapped(self, spec: ArraySpec, name: str) -> np.ndarray:
+        with self._mapping:
+            if name not in self._maps:
+                with shard_files.ShardFile(spec, self.root / name):  # of the right size
+                    self._maps[name] = np.memmap(self.root / name, np.uint8, "r")
+                if len(self._maps) > _MAPPED:
+                    self._maps.popitem(last=False)
+            self._maps.move_to_end(name)
+            return self._maps[name]
 
     def advise(self, name: str, offset: int, length: int) -> None:
         shard_files.advise(self.root / name, offset, length)

@@ -43,6 +43,8 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     store = pickle.loads(pickle.dumps(Store.open(tmp_path / "cache")))
     whole = {spec.name: np.concatenate([values(unit)[spec.name] for unit in range(UNITS)]) for spec in ARRAYS}
     for name, start, stop in [("attention", 0, 18), ("attention", 5, 7), ("attention", 4, 13), ("scale", 7, 9)]:
+        unchecked = store.read(name, start, stop, check=False)
+        np.testing.assert_array_equal(unchecked, whole[name][start:stop], strict=True)
         np.testing.assert_array_equal(store.read(name, start, stop), whole[name][start:stop], strict=True)
     assert store.read("attention", 4, 4).shape == (0, 3, 4, 5)
     assert texts(store) == []
