@@ -116,7 +116,6 @@ class Campaign:
 
     def said(self) -> dict[str, int]:
         """How often the drivers told of faults."""
-        self.log.flush()
         text = Path(self.log.name).read_text()
         return {name: text.count(words) for name, words in _SAID.items()}
 
@@ -176,7 +175,6 @@ class Campaign:
             self.unexpected += problems
 
     def last_error(self) -> str:
-        self.log.flush()
         lines = [line for line in Path(self.log.name).read_text().splitlines() if line.startswith("error: ")]
         return lines[-1] if lines else "no error"
 
