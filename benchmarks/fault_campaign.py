@@ -91,19 +91,18 @@ class Campaign:
                 return cache
         raise SystemExit(f"{cache}: not complete after 200 runs, see {self.log.name}")
 
-    def rounds_of_kills(self, kills: list[str], faults: Sequence[str] = FAULTS) -> None:
-        """Caches are extracted, one after the other, until all the kills happened; each is compared and deleted.
+    def one_round(self, kills: list[str], faults: Sequence[str] = FAULTS) -> None:
+        """A new cache is extracted while `kills` happen (those that did are taken off), compared and deleted.
 
-        faults: of workers, once in every cache.
+        faults: of workers, once each; one that hangs is seldom left alone until its deadline while there are kills.
         """
-        while kills:
-            cache = self.folder / "cache"
-            self._prepare_faults(faults)
-            self.run(cache, kills)
-            self.compare(cache)
-            shutil.rmtree(cache)
-            self.rounds += 1
-            print(f"{self.rounds} caches, {dict(self.counts)}, {self.unexpected or 'all as expected'}", flush=True)
+        cache = self.folder / "cache"
+        self._prepare_faults(faults)
+        self.run(cache, kills)
+        self.compare(cache)
+        shutil.rmtree(cache)
+        self.rounds += 1
+        print(f"{self.rounds} caches, {dict(self.counts)}, {self.unexpected or 'all as expected'}", flush=True)
 
     def compare(self, cache: Path) -> None:
         """Every file against the undisturbed cache's."""
@@ -118,7 +117,6 @@ class Campaign:
 
     def said(self) -> dict[str, int]:
         """How often the drivers told of faults."""
-        self.log.flush()
         text = Path(self.log.name).read_text()
         return {name: text.count(words) for name, words in _SAID.items()}
 
@@ -178,7 +176,6 @@ class Campaign:
             self.unexpected += problems
 
     def last_error(self) -> str:
-        self.log.flush()
         lines = [line for line in Path(self.log.name).read_text().splitlines() if line.startswith("error: ")]
         return lines[-1] if lines else "no error"
 
