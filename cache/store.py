@@ -20,6 +20,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -28,7 +29,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cache import create, shards
-from cache.checks import check_failures, check_names, check_values
+from cache.checks import check_failures, check_finite, check_names, check_shape
 from cache.commits import Commits
 from cache.identity import canonical_json, plain, table_digest
 from cache.layout import ArraySpec, Kind, Meta
@@ -137,15 +138,13 @@ class Store:
         check_failures(record.get("failures", []), SUBJECT[self.meta.kind])
         check_names(set(arrays), set(self.meta.arrays))
         for name, spec in self.meta.arrays.items():
-            check_values(spec, unit, arrays[name])
+            check_shape(spec, unit, arrays[name])
         with self._disk_errors(unit), self.place.unit(unit) as require_run:
             if self.commits.get(unit) is not None:
                 written = {name: _encoded(spec, arrays[name]) for name, spec in self.meta.arrays.items()}
                 self.commits.require_equal(unit, self.commits.bytes_of(unit, written, record))
                 return
-            specs = {self._shard(spec, unit): spec for spec in self.meta.arrays.values()}
-            put = self.place.write_shards({name: (spec, arrays[spec.name]) for name, spec in specs.items()})
-            written = {spec.name: put[name] for name, spec in specs.items()}
+            written = self._put(unit, arrays)
             require_run()
             self.commits.put(unit, self.commits.bytes_of(unit, written, record))
 
@@ -246,6 +245,21 @@ class Store:
             f"{self.name}: array {spec.name}, unit {unit} is damaged ({self.place.path(self._shard(spec, unit))}); run "
             "`cache verify --repair`, then extract again to redo the unit"
         )
+
+    def _put(self, unit: int, arrays: Mapping[str, np.ndarray]) -> dict[str, Written]:
+        """Write the shards of a unit, while it is checked that all values are finite; else they are removed again."""
+        specs = {self._shard(spec, unit): spec for spec in self.meta.arrays.values()}
+        with ThreadPoolExecutor(1) as thread:
+            checks = [thread.submit(check_finite, spec, unit, arrays[spec.name]) for spec in specs.values()]
+            put = self.place.write_shards({name: (spec, arrays[spec.name]) for name, spec in specs.items()})
+        try:
+            for check in checks:
+                check.result()
+        except CacheError:
+            for name in specs:
+                self.place.remove(name)
+            raise
+        return {spec.name: put[name] for name, spec in specs.items()}
 
     def _committed_failures(self) -> list[dict[str, Any]]:
         records = (commit["record"] for unit, commit in self.commits.records() if unit < self.meta.units)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cache import create, shards
+from cache.checks import all_finite
 from cache.layout import ArraySpec, zarr_metadata
 from cache.shards import Fetch, ShardFormatError, Written
 from cache.store import SUBJECT, Store
@@ -151,7 +152,7 @@ def _whole(store: Store, spec: ArraySpec, unit: int, committed: Written) -> Iter
 
 
 def _wrong_values(spec: ArraySpec, values: np.ndarray, rows: _Rows | None, unit: int) -> str | None:
-    if not np.isfinite(values).all():
+    if not all_finite(values):
         return "it holds inf or nan"
     low, high = RANGES.get(spec.name, (-np.inf, np.inf))
     if values.min() < low or values.max() > high:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache.checks import all_finite
 from cache.plan import ImageRows
 from cache.store import Store
 from manifests.errors import DatasetError
@@ -81,7 +82,7 @@ class ImageUnits:
         written = 0
         for batch, fields in zip(work.batches, work.computed, strict=True):
             for row, embedding in zip(batch.rows, fields["embedding"].numpy(), strict=True):
-                if np.isfinite(embedding).all():
+                if all_finite(embedding):
                     arrays["embedding"][self.rows[row].slot - first] = embedding
                     written += 1
                 else:

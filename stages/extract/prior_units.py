@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
+from cache.checks import all_finite
 from cache.plan import PlanRow, PlanRows
 from cache.store import Store
 from manifests.errors import DatasetError
@@ -142,7 +143,7 @@ class PriorUnits:
         for row in rows:
             counts = {"slot": row.objects, "token_slot": sum(row.token_counts), "answer_slot": len(row.answer_ids)}
             parts = {name: fields[name][done[kind] : done[kind] + counts[kind]] for name, kind in SLOTS_OF.items()}
-            if bad := [name for name, part in parts.items() if not np.isfinite(part).all()]:
+            if bad := [name for name, part in parts.items() if not all_finite(part)]:
                 reason = f"inf or nan in the LMM's {', '.join(bad)} with {self.config.dtype}: give another --dtype"
                 work.failures.append({"sample": row.sample, "reason": reason})
             else:

@@ -350,6 +350,6 @@ def test_a_disk_that_gives_back_other_bytes(tmp_path: Path, monkeypatch: pytest.
     store = make(tmp_path / "cache", files=FILES)
     honest = os.writev
     monkeypatch.setattr(os, "writev", lambda handle, buffers: honest(handle, [bytes(b)[:-1] + b"\0" for b in buffers]))
-    with pytest.raises(CacheError, match="gave back other bytes"):
+    with pytest.raises(CacheError, match="other bytes came back"):
         store.write_unit(0, values(0), record(0))
     assert store.committed_units() == []
