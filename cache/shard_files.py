@@ -33,16 +33,18 @@ _EARLY: Final = 4 << 20  # bytes after which the disk is told to begin
 class ShardFile:
     """A shard's file, open for one read: a cache may have more shards than a process may have open files.
 
+    size: bytes that it was committed with; needed for a compressed one.
     Raises ShardFormatError for a file of another size, OSError if it is missing or can not be read.
     """
 
     __slots__ = ("handle",)
 
-    def __init__(self, spec: ArraySpec, path: str | os.PathLike[str]) -> None:
+    def __init__(self, spec: ArraySpec, path: str | os.PathLike[str], size: int | None = None) -> None:
+        expected = spec.shard_bytes if size is None else size
         self.handle = os.open(path, os.O_RDONLY)
-        if (size := os.lseek(self.handle, 0, os.SEEK_END)) != spec.shard_bytes:
+        if (found := os.lseek(self.handle, 0, os.SEEK_END)) != expected:
             os.close(self.handle)
-            raise ShardFormatError(f"the file has {size} bytes, a shard of array {spec.name} has {spec.shard_bytes}")
+            raise ShardFormatError(f"the file has {found} bytes, a shard of array {spec.name} has {expected}")
 
     def __enter__(self) -> ShardFile:
         return self
@@ -81,7 +83,7 @@ def write_shards(
     Raises OSError (a full disk, …) or CacheError (other bytes came back); then no temporary file is left, but some of
     the shards may have got their names.
     """
-    tasks: dict[int, tuple[Future[str], Future[None], np.ndarray]] = {}
+    tasks: dict[int, tuple[Future[str], Future[int], np.ndarray]] = {}
     with ThreadPoolExecutor(_WRITERS) as writers, ThreadPoolExecutor(1) as hasher:
         # the largest first: the small ones, which mostly wait for the disk, hide behind them
         for index in sorted(range(len(unit)), key=lambda i: -unit[i][1].shard_bytes):
@@ -89,12 +91,10 @@ def write_shards(
             buffers, crcs = shards.encode(spec, values)
             put = writers.submit(_put, path, spec, buffers, crcs, scratch, from_disk)
             tasks[index] = hasher.submit(shards.sha256, buffers), put, crcs
-        for _, put, _ in tasks.values():
-            put.result()
+        sizes = {index: put.result() for index, (_, put, _) in tasks.items()}
         list(writers.map(sync_folder, {path.parent for path, _, _ in unit}))  # together they cost little more than one
     return [
-        Written(bytes=spec.shard_bytes, sha256=digest.result(), crcs=crcs)
-        for (_, spec, _), (digest, _, crcs) in zip(unit, (tasks[i] for i in range(len(unit))), strict=True)
+        Written(bytes=sizes[index], sha256=tasks[index][0].result(), crcs=tasks[index][2]) for index in range(len(unit))
     ]
 
 
@@ -109,13 +109,14 @@ def sync_folder(path: Path) -> None:
 
 def _put(
     path: Path, spec: ArraySpec, buffers: Sequence[np.ndarray], crcs: np.ndarray, scratch: Path, from_disk: bool
-) -> None:
-    """Write a file, read every byte of it back, and only then give it its name."""
+) -> int:
+    """Write a file, read every byte of it back, and only then give it its name; -> its bytes."""
     temporary = scratch / uuid.uuid4().hex
     try:
-        _write(temporary, buffers, from_disk)
-        _check_file(temporary, spec, crcs)
+        size = _write(temporary, buffers, from_disk)
+        _check_file(temporary, spec, crcs, size)
         temporary.replace(path)
+        return size
     except ShardFormatError as error:
         raise CacheError(
             f"{path}: the disk gave back other bytes than were written ({error}); nothing was committed, "
@@ -125,8 +126,8 @@ def _put(
         temporary.unlink(missing_ok=True)
 
 
-def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> None:
-    """A new file of these bytes, synced. forget: who reads it next gets what the disk holds."""
+def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> int:
+    """A new file of these bytes, synced; -> how many. forget: who reads it next gets what the disk holds."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         offset = 0
@@ -140,6 +141,7 @@ def _write(path: Path, buffers: Sequence[np.ndarray], forget: bool) -> None:
         os.fsync(handle)
         if forget:
             _flush(handle, 0, 0)
+        return offset
     finally:
         os.close(handle)
 
@@ -162,16 +164,16 @@ def _flush(handle: int, offset: int, length: int) -> None:
         os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
 
 
-def _check_file(path: Path, spec: ArraySpec, crcs: np.ndarray) -> None:
+def _check_file(path: Path, spec: ArraySpec, crcs: np.ndarray, size: int) -> None:
     """ShardFormatError unless every byte of the file is the one that belongs there."""
     per = spec.slots_per_chunk
     step = max(1, _BLOCK // shards.chunk_bytes(spec)) * per
     buffer = shards.aligned_empty((min(step, spec.slots_per_unit), *spec.item_shape), spec.dtype)
-    with ShardFile(spec, path) as file:
+    with ShardFile(spec, path, size) as file:
         for first in range(0, spec.slots_per_unit, step):
             last = min(first + step, spec.slots_per_unit)
-            shards.read(spec, file.fetch, first, last, out=buffer[: last - first], crcs=crcs)
-        shards.check_index(spec, file.fetch)
+            shards.read(spec, file.fetch, first, last, out=buffer[: last - first], crcs=crcs, size=size)
+        shards.check_index(spec, file.fetch, size)
 
 
 def _rest(buffers: Sequence[memoryview], count: int) -> Sequence[memoryview]:

@@ -116,8 +116,8 @@ class Bucket(Place):
             hasher.update(block)
         return hasher.hexdigest()
 
-    def opened(self, spec: ArraySpec, name: str) -> _Object:
-        return _Object(self, spec, name)
+    def opened(self, spec: ArraySpec, name: str, size: int) -> _Object:
+        return _Object(self, spec, name, size)
 
     @_as_os_error
     def get_range(self, name: str, offset: int, length: int) -> tuple[memoryview, int]:
@@ -141,7 +141,7 @@ class Bucket(Place):
             self.store.put(name, (buffer.data for buffer in buffers), mode="overwrite")
             if self.digest(name) != sha256:
                 raise CacheError(f"{self.path(name)}: S3 gave back other bytes than were sent; nothing was committed")
-            written[name] = Written(bytes=spec.shard_bytes, sha256=sha256, crcs=crcs)
+            written[name] = Written(bytes=sum(each.nbytes for each in buffers), sha256=sha256, crcs=crcs)
         return written
 
     def read_beside(self, ending: str) -> bytes:
@@ -191,8 +191,8 @@ class Bucket(Place):
 class _Object(AbstractContextManager["_Object"]):
     """A shard: `cache.places.base.Opened`."""
 
-    def __init__(self, bucket: Bucket, spec: ArraySpec, name: str) -> None:
-        self.bucket, self.spec, self.name = bucket, spec, name
+    def __init__(self, bucket: Bucket, spec: ArraySpec, name: str, size: int) -> None:
+        self.bucket, self.spec, self.name, self.size = bucket, spec, name, size
 
     def __exit__(self, *_: object) -> None:
         """Nothing was opened: every request stands alone."""
@@ -205,13 +205,11 @@ class _Object(AbstractContextManager["_Object"]):
             raise
         except OSError:  # a range beyond the end is an error of S3's own
             found = self.bucket.size(self.name)
-            if found is None or found == self.spec.shard_bytes:
+            if found is None or found == self.size:
                 raise
             size = found
-        if size != self.spec.shard_bytes:
-            raise ShardFormatError(
-                f"it has {size} bytes, a shard of array {self.spec.name} has {self.spec.shard_bytes}"
-            )
+        if size != self.size:
+            raise ShardFormatError(f"it has {size} bytes, a shard of array {self.spec.name} has {self.size}")
         done = 0
         for buffer in buffers:
             buffer[:] = data[done : done + buffer.nbytes]

@@ -77,8 +77,8 @@ class Folder(Place):
         with (self.root / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def opened(self, spec: ArraySpec, name: str) -> shard_files.ShardFile:
-        return shard_files.ShardFile(spec, self.root / name)
+    def opened(self, spec: ArraySpec, name: str, size: int) -> shard_files.ShardFile:
+        return shard_files.ShardFile(spec, self.root / name, size)
 
     def advise(self, name: str, offset: int, length: int) -> None:
         shard_files.advise(self.root / name, offset, length)
