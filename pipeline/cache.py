@@ -173,6 +173,9 @@ def _leaves(values: Any, field: str = "") -> Iterable[tuple[str, str]]:
     if isinstance(values, dict):
         for key, value in values.items():
             yield from _leaves(value, f"{field}.{key}" if field else key)
+    elif isinstance(values, list) and values and all(isinstance(each, dict) for each in values):
+        for index, value in enumerate(values):
+            yield from _leaves(value, f"{field}[{index}]")
     else:
         text = json.dumps(values)
         yield field, text if len(text) < 100 else f"{text[:80]}… ({len(text)} characters)"
