@@ -58,7 +58,7 @@ class _Images:
 
     def __init__(self, store: Store | None, row_of: Sequence[np.ndarray]) -> None:
         self.store, self.row_of = store, row_of
-        """row_of: of every source int64 [its images]."""
+        """row_of: of every source int64 [its images]; empty where there are no image caches."""
 
     @classmethod
     def of(cls, sources: Sequence[Store], place: Place, stack: ExitStack, progress: Progress) -> _Images:
@@ -150,16 +150,16 @@ def _shifted_rows(
     sample = unit = 0
     for source, images in zip(sources, row_of, strict=True):
         table = PlanRows(source.file("rows.parquet")).table()
-        columns = {name: table.column(name).to_numpy() for name in ("sample", "unit", "image", *_SLOTS)}
+        columns = {
+            name: table.column(name).to_numpy().astype(np.int64) for name in ("sample", "unit", "image", *_SLOTS)
+        }
         placed = columns["unit"] >= 0
         new = {"sample": columns["sample"] + sample, "unit": np.where(placed, columns["unit"] + unit, -1)}
         for name, array in _SLOTS.items():
             old, size = source.meta.arrays[array].slots_per_unit, arrays[array].slots_per_unit
-            slots = (columns["unit"].astype(np.int64) + unit) * size + columns[name] - columns["unit"] * old
-            new[name] = np.where(placed, slots, -1)
-        seen = columns["image"] >= 0
-        new["image"] = columns["image"].astype(np.int64)
-        new["image"][seen] = images[new["image"][seen]]
+            new[name] = np.where(placed, columns[name] + (columns["unit"] + unit) * size - columns["unit"] * old, -1)
+        if len(images):
+            new["image"] = np.where(columns["image"] >= 0, images[columns["image"]], -1)
         for name, values in new.items():
             at = ROW_SCHEMA.get_field_index(name)
             table = table.set_column(at, ROW_SCHEMA.field(at), pa.array(values, ROW_SCHEMA.field(at).type))
