@@ -90,8 +90,9 @@ def encoded(source: Store, encoding: Encoding) -> Change:
     def apply(arrays: Arrays) -> Arrays:
         if encoding == "lz4":
             return arrays
-        codes, peaks = log8.encode(arrays["attention"])
-        return {name: values for name, values in arrays.items() if name != "attention"} | {CODES: codes, PEAK: peaks}
+        coded = [log8.encode(maps) for maps in arrays["attention"]]  # slot by slot: it takes some copies on the way
+        found = {name: values for name, values in arrays.items() if name != "attention"}
+        return found | {CODES: np.stack([codes for codes, _ in coded]), PEAK: np.stack([peaks for _, peaks in coded])}
 
     change = Change(hard={"action": "encode", "encoding": encoding}, soft={}, arrays=tuple(specs), apply=apply)
     return replace(change, soft={encoding: measured(source, change)})
@@ -185,7 +186,7 @@ def measured(source: Store, change: Change) -> dict[str, Any]:
 
     Of at most MEASURED objects, evenly spread over those that did not fail; the same cache gives the same numbers.
     """
-    slots = _evenly(_object_slots(source), MEASURED)
+    slots = _evenly(object_slots(source), MEASURED)
     errors: list[np.ndarray] = []
     totals = dict.fromkeys(("before", "after", "values", "zeroed"), 0)
     worst, equal = 0.0, True
@@ -197,7 +198,7 @@ def measured(source: Store, change: Change) -> dict[str, Any]:
         equal &= all(name in coded and np.array_equal(coded[name], values) for name, values in stored.items())
         maps = read_maps(source, slot, slot + 1)[0]
         found = log8.decode(coded[CODES], coded[PEAK])[0] if CODES in coded else coded["attention"][0]
-        old, new = (_normalised(each) for each in (maps, found))
+        old, new = (normalised(each) for each in (maps, found))
         errors.append(np.abs(new - old).sum((-2, -1)))
         kept = (old > 0) & (new > 0)
         worst = max(worst, float((np.abs(new - old)[kept] / old[kept]).max(initial=0)))
@@ -236,13 +237,13 @@ def _through_shards(specs: Sequence[ArraySpec], values: Arrays) -> tuple[Arrays,
     return found, total
 
 
-def _normalised(maps: np.ndarray) -> np.ndarray:
+def normalised(maps: np.ndarray) -> np.ndarray:
     """[C, h, w] -> float64, each map / its sum, as heads do it; zeros stay zeros."""
     sums = maps.sum((-2, -1), dtype=np.float64, keepdims=True)
     return maps / np.where(sums > 0, sums, 1)
 
 
-def _object_slots(source: Store) -> np.ndarray:
+def object_slots(source: Store) -> np.ndarray:
     """int64: the slots of all objects of samples that did not fail, in order."""
     rows = PlanRows(source.file("rows.parquet"))
     failed = {failure["sample"] for failure in source.failures()}

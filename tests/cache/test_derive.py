@@ -22,6 +22,7 @@ from cache.derive import Change, content_of, derive, encoded, pruned
 from cache.priors import Priors
 from cache.store import Store
 from manifests.errors import CacheError, IdentityMismatch
+from tests import s3
 from tests.cache.caches import texts, tree
 from tests.cache.test_damage import flip
 from tests.cache.test_priors import COUNTS, GRID, C, make_images, make_priors
@@ -298,3 +299,22 @@ def test_verify_knows_what_codes_must_be(source: Store, tmp_path: Path) -> None:
     wrong = Change(hard=change.hard, soft={}, arrays=change.arrays,
                    apply=lambda values: {k: np.zeros_like(v) for k, v in change.apply(values).items()})  # fmt: skip
     assert any("holds nothing but zeros" in text for text in texts(derive(source, tmp_path / "b", wrong)))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_from_a_folder_into_a_bucket(source: Store, name: str) -> None:
+    with s3.server() as url:
+        store = Store.open(derive(source, f"{url}/{name}", CHANGES[name](source)).name)
+        assert texts(store) == [] and sum(store.stored_bytes().values()) > 0
+        assert store.meta.soft["images"] == str(Path(source.name, "images"))
+        local, remote = Priors.open(source.name), Priors.open(store.name)
+        np.testing.assert_array_equal(remote.embedding(0), local.embedding(0))
+        for index in (0, 2, 4):
+            if (item := local.read(index)) is None:
+                assert remote.read(index) is None
+                continue
+            found = remote.read(index)
+            assert found is not None
+            np.testing.assert_array_equal(found.hidden, item.hidden)
+            expected = item.attention[:, [2, 0]] if name == "prune" else item.attention
+            np.testing.assert_allclose(found.attention, expected, rtol=0.05 if name == "log8" else 0, atol=2e-3)
