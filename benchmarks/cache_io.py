@@ -26,6 +26,7 @@ import numpy as np
 import tyro
 import zarr
 
+from benchmarks.encoded_bytes import encodings, real_maps
 from benchmarks.ratios import ratio
 from cache import shards
 from cache.layout import ArraySpec
@@ -52,6 +53,8 @@ class Config:
 
     dir: Path = Path("runs/benchmarks/cache_io")
     """Made, filled and deleted: a folder on the disk that is asked about."""
+    cache: Path = Path("runs/cache")
+    """The embedded default's cache, for the encodings' errors on real maps; a small one is made if it is missing."""
     units: int = 8
     """Of the read benchmark, 56 objects each."""
     reads: int = 100
@@ -222,7 +225,9 @@ def main(config: Config) -> dict[str, Any]:
         result = compare_reads(config, next(spec for spec in specs if spec.name == "attention"))
         result |= compare_writes(config, specs)
         result["bytes_per_object"] = bytes_per_object(specs)
-        # further measurements (opening a large cache, encodings) add their keys here
+        result["encodings"] = encodings(real_maps(config.cache, config.dir), specs)
+        result["bytes_per_object"] |= {name: each["bytes_per_object"] for name, each in result["encodings"].items()}
+        # further measurements (opening a large cache) add their keys here
     finally:
         shutil.rmtree(config.dir, ignore_errors=True)
     result |= {

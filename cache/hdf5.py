@@ -99,6 +99,10 @@ class H5Cache:
         rows = pq.read_table(pa.BufferReader(self.file(name))) if name in self.meta.files else None
         return {"identity": self.meta.identity, "rows": None if rows is None else table_digest(rows)}
 
+    def stored_bytes(self) -> dict[str, int]:
+        """As `Store.stored_bytes`; nothing is compressed here."""
+        return {name: self.meta.units * spec.shard_bytes for name, spec in self.meta.arrays.items()}
+
     def failures(self) -> list[dict[str, Any]]:
         """All of failures.jsonl."""
         return [json.loads(line) for line in self.file("failures.jsonl").to_pybytes().splitlines()]

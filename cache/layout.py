@@ -1,7 +1,8 @@
 """How a cache lies on disk: the arrays' shapes and shards, and cache.json, the record that says what the cache is.
 
 A unit owns exactly one shard of every array: shard `u` holds slots [u · slots_per_unit, (u + 1) · slots_per_unit).
-Inside a shard every chunk is raw little-endian values + crc32c, and so is the index at its end; nothing is compressed.
+Inside a shard every chunk is raw little-endian values + crc32c, and so is the index at its end. A derived cache may
+have arrays whose chunks are compressed (`codec`); their checksums are over the compressed bytes.
 """
 
 from __future__ import annotations
@@ -9,24 +10,27 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from cache.identity import seal, unseal
+from cache.log8 import ATTRIBUTES
 
 FORMAT: Final = "frozen-lmm-grounding cache"
 SCHEMA: Final = 2
 DTYPES: Final = ("float16", "float32", "int32", "int64", "uint8")
+LZ4_LEVEL: Final = 5
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _CRC = 4  # bytes of a crc32c
 _INDEX_ENTRY = 16  # bytes: offset and length of a chunk inside its shard, uint64 each
 
 Kind = Literal["priors", "images"]
 State = Literal["planned", "complete"]
+Codec = Literal["raw", "lz4"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,12 +47,16 @@ class ArraySpec:
     """Slots of a unit, that is of a shard."""
     slots_per_chunk: int = 1
     """Slots that are read and checked together; divides slots_per_unit."""
+    codec: Codec = "raw"
+    """lz4: every chunk is compressed by blosc (bits shuffled, lz4), which any Zarr reader undoes."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"array name {self.name!r} is not a lower case identifier")
         if self.dtype not in DTYPES:
             raise ValueError(f"array {self.name}: dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
+        if self.codec not in get_args(Codec):
+            raise ValueError(f"array {self.name}: codec {self.codec!r} is none of {', '.join(get_args(Codec))}")
         if min(self.slots_per_unit, self.slots_per_chunk, *self.item_shape, 1) < 1:
             raise ValueError(f"array {self.name}: every size must be at least 1: {self}")
         if self.slots_per_unit % self.slots_per_chunk:
@@ -63,7 +71,7 @@ class ArraySpec:
 
     @property
     def shard_bytes(self) -> int:
-        """Exact size of a shard's file."""
+        """Exact size of a shard's file; of a compressed one the size that it would have as it is."""
         chunks = self.slots_per_unit // self.slots_per_chunk
         values = self.slots_per_unit * math.prod(self.item_shape) * np.dtype(self.dtype).itemsize
         return values + chunks * (_CRC + _INDEX_ENTRY) + _CRC
@@ -126,6 +134,8 @@ class Meta:
 def _plain_spec(spec: ArraySpec) -> dict[str, Any]:
     fields = asdict(spec)
     del fields["name"]
+    if spec.codec == "raw":
+        del fields["codec"]  # as in caches that were made before there was a choice
     return fields | {"item_shape": list(spec.item_shape)}
 
 
@@ -141,8 +151,17 @@ def zarr_metadata(meta: Meta) -> dict[str, bytes]:
             shards=spec.unit_shape,
             chunks=(spec.slots_per_chunk, *spec.item_shape),
             filters=None,
-            compressors=(Crc32cCodec(),),
+            compressors=(*_compressors(spec), Crc32cCodec()),
             fill_value=0,
+            attributes=ATTRIBUTES.get(spec.name),
             chunk_key_encoding={"name": "default", "separator": "."},
         )
     return {f"{meta.group}/{key}": buffer.to_bytes() for key, buffer in written.items()}
+
+
+def _compressors(spec: ArraySpec) -> list[BloscCodec]:
+    """As `cache.shards` compresses."""
+    if spec.codec == "raw":
+        return []
+    size = np.dtype(spec.dtype).itemsize
+    return [BloscCodec(cname="lz4", clevel=LZ4_LEVEL, shuffle="bitshuffle", typesize=size, blocksize=0)]

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from cache import log8
 from cache.identity import differing
 from cache.layout import Kind
+from cache.log8 import CODES, PEAK
 from cache.memory import Memory
 from cache.places import Where
 from cache.plan import BoxTuple, ImageRows, PlanRows
@@ -58,9 +60,9 @@ class Priors:
         self.store, self.images = store, images
         self.rows = PlanRows(store.file("rows.parquet"))
         self.image_rows = ImageRows(images.file("rows.parquet")) if images else None
-        self.channels, *grid = store.meta.arrays["attention"].item_shape
+        self.channels, *grid = (arrays := store.meta.arrays)[CODES if CODES in arrays else "attention"].item_shape
         self.grid: tuple[int, int] = (grid[0], grid[1])
-        self.layers, self.width = store.meta.arrays["hidden"].item_shape
+        self.layers, self.width = arrays["hidden"].item_shape
         self.failures: dict[int, str] = self._failures()
         self._ready = None if store.complete else set(store.committed_units())
         self._ready_images = None if images is None or images.complete else set(images.committed_units())
@@ -176,7 +178,7 @@ class Priors:
         tokens = slice(row.token_slot, row.token_slot + len(row.token_positions))
         answers = slice(row.answer_slot, row.answer_slot + len(row.answer_ids))
         return SamplePriors(
-            attention=read("attention", slots.start, slots.stop),
+            attention=read_maps(self.store, slots.start, slots.stop),
             attention_mass=read("attention_mass", slots.start, slots.stop),
             hidden=restore_states(
                 read("hidden", tokens.start, tokens.stop), read("hidden_scale", tokens.start, tokens.stop)
@@ -217,6 +219,13 @@ class Priors:
             for index in np.flatnonzero(np.isin(image_of, list(images))).tolist():
                 failures.setdefault(index, f"its image has no embedding: {images[int(image_of[index])]}")
         return failures
+
+
+def read_maps(source: Source, start: int, stop: int) -> np.ndarray:
+    """Attention of slots [start, stop), however it is stored: float16 [stop - start, C, h, w], each map of mean 1."""
+    if CODES in source.meta.arrays:
+        return log8.decode(source.read(CODES, start, stop), source.read(PEAK, start, stop))
+    return source.read("attention", start, stop)
 
 
 def _opened(where: Where, kind: Kind, allow_partial: bool) -> Source:

@@ -5,7 +5,7 @@
 
     write_shards([(path, spec, values), …], scratch)
 
-The second writes all shards of a unit side by side, and returns bytes, sha256 and crcs of each.
+The second writes all shards of a unit side by side, and returns bytes, blake3 and crcs of each.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ _EARLY: Final = 4 << 20  # bytes after which the disk is told to begin
 class ShardFile:
     """A shard's file, open for one read: a cache may have more shards than a process may have open files.
 
+    size: bytes that it was committed with; needed for a compressed one.
     Raises ShardFormatError for a file of another size, OSError if it is missing or can not be read.
     """
 
     __slots__ = ("handle",)
 
-    def __init__(self, spec: ArraySpec, path: str | os.PathLike[str]) -> None:
+    def __init__(self, spec: ArraySpec, path: str | os.PathLike[str], size: int | None = None) -> None:
+        expected = spec.shard_bytes if size is None else size
         self.handle = os.open(path, os.O_RDONLY)
-        if (size := os.lseek(self.handle, 0, os.SEEK_END)) != spec.shard_bytes:
+        if (found := os.lseek(self.handle, 0, os.SEEK_END)) != expected:
             os.close(self.handle)
-            raise ShardFormatError(f"the file has {size} bytes, a shard of array {spec.name} has {spec.shard_bytes}")
+            raise ShardFormatError(f"the file has {found} bytes, a shard of array {spec.name} has {expected}")
 
     def __enter__(self) -> ShardFile:
         return self
@@ -79,7 +81,7 @@ def write_shards(unit: Sequence[tuple[Path, ArraySpec, np.ndarray]], scratch: Pa
     Raises OSError (a full disk, …) or CacheError (other bytes came back); then no temporary file is left, but some of
     the shards may have got their names.
     """
-    tasks: dict[int, tuple[Future[str], Future[None], np.ndarray]] = {}
+    tasks: dict[int, tuple[Future[str], Future[int], np.ndarray]] = {}
     with ThreadPoolExecutor(_WRITERS) as writers, ThreadPoolExecutor(1) as hasher:
         # the largest first: the small ones, which mostly wait for the disk, hide behind them
         for index in sorted(range(len(unit)), key=lambda i: -unit[i][1].shard_bytes):
@@ -87,12 +89,10 @@ def write_shards(unit: Sequence[tuple[Path, ArraySpec, np.ndarray]], scratch: Pa
             buffers, crcs = shards.encode(spec, values)
             put = writers.submit(_put, path, buffers, scratch)
             tasks[index] = hasher.submit(shards.digest, buffers), put, crcs
-        for _, put, _ in tasks.values():
-            put.result()
+        sizes = {index: put.result() for index, (_, put, _) in tasks.items()}
         list(writers.map(sync_folder, {path.parent for path, _, _ in unit}))  # together they cost little more than one
     return [
-        Written(bytes=spec.shard_bytes, blake3=digest.result(), crcs=crcs)
-        for (_, spec, _), (digest, _, crcs) in zip(unit, (tasks[i] for i in range(len(unit))), strict=True)
+        Written(bytes=sizes[index], blake3=tasks[index][0].result(), crcs=tasks[index][2]) for index in range(len(unit))
     ]
 
 
@@ -105,13 +105,13 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _put(path: Path, buffers: Sequence[np.ndarray], scratch: Path) -> None:
-    """Write a file, read every byte of it back, and only then give it its name."""
+def _put(path: Path, buffers: Sequence[np.ndarray], scratch: Path) -> int:
+    """Write a file, read every byte of it back, and only then give it its name; -> its bytes."""
     temporary = scratch / uuid.uuid4().hex
     try:
         handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            _write(handle, buffers)
+            size = _write(handle, buffers)
             if not _holds(handle, buffers):  # while the disk is busy with the file
                 raise CacheError(
                     f"{path}: other bytes came back than were written; nothing was committed; check memory and disk, "
@@ -121,12 +121,13 @@ def _put(path: Path, buffers: Sequence[np.ndarray], scratch: Path) -> None:
         finally:
             os.close(handle)
         temporary.replace(path)
+        return size
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write(handle: int, buffers: Sequence[np.ndarray]) -> None:
-    """These bytes to a new file; the disk begins with the first ones meanwhile."""
+def _write(handle: int, buffers: Sequence[np.ndarray]) -> int:
+    """These bytes to a new file; the disk begins with the first ones meanwhile; -> how many."""
     offset = 0
     for batch in _batches(buffers):
         start = offset
@@ -135,6 +136,7 @@ def _write(handle: int, buffers: Sequence[np.ndarray]) -> None:
             count = os.writev(handle, left[:_IOV_MAX])
             offset, left = offset + count, _rest(left, count)
         _flush(handle, start, offset - start)
+    return offset
 
 
 def _batches(buffers: Sequence[np.ndarray]) -> Iterator[list[memoryview]]:

@@ -172,6 +172,14 @@ class Store:
             self.place.write(create.META, meta.to_bytes())
             self.meta = meta
 
+    def stored_bytes(self) -> dict[str, int]:
+        """Bytes of the committed shards, by array."""
+        if all(spec.codec == "raw" for spec in self.meta.arrays.values()):
+            committed = len(self.committed_units())
+            return {name: committed * spec.shard_bytes for name, spec in self.meta.arrays.items()}
+        shards = [commit["shards"] for unit, commit in self.commits.records() if unit < self.meta.units]
+        return {name: sum(each[name].bytes for each in shards) for name in self.meta.arrays}
+
     def reopen(self) -> None:
         """Make a complete cache one that is being written again: some of its units are to be redone."""
         files = {name: sha for name, sha in self.meta.files.items() if name != FAILURES}
@@ -211,6 +219,8 @@ class Store:
     def advise(self, name: str, start: int, stop: int) -> None:
         """These slots will be read soon: a disk may begin."""
         spec = self.meta.arrays[name]
+        if spec.codec != "raw":
+            return  # only the index knows where its chunks lie
         for unit, first, last in self._spans(spec, start, stop):
             self.place.advise(self._shard(spec, unit), *shards.extent(spec, first, last))
 
@@ -228,12 +238,15 @@ class Store:
                 f"{self.name}: slots {start + first} to {start + last} of {spec.name} belong to unit {unit}, which is "
                 "not extracted yet; run extract again to resume"
             )
+        put = commit["shards"][spec.name]
         try:
-            if not check and (data := self.place.mapped(spec, self._shard(spec, unit))) is not None:
-                shards.copy(spec, data, first, last, out)
-                return
-            with self.place.opened(spec, self._shard(spec, unit)) as shard:
-                shards.read(spec, shard.fetch, first, last, out=out, crcs=commit["shards"][spec.name].crcs, check=check)
+            if not check and spec.codec == "raw":
+                data = self.place.mapped(spec, self._shard(spec, unit))
+                if data is not None:
+                    shards.copy(spec, data, first, last, out)
+                    return
+            with self.place.opened(spec, self._shard(spec, unit), put.bytes) as shard:
+                shards.read(spec, shard.fetch, first, last, out=out, crcs=put.crcs, check=check, size=put.bytes)
         except (ShardFormatError, FileNotFoundError) as error:
             raise CacheError(f"{self.damaged(spec, unit)}: {error}") from error
         except OSError as error:  # too many open files, no network: no reason to call the data damaged
@@ -296,4 +309,4 @@ class Store:
 def _encoded(spec: ArraySpec, values: np.ndarray) -> Written:
     """What writing these values would give."""
     buffers, crcs = shards.encode(spec, values)
-    return Written(bytes=spec.shard_bytes, blake3=shards.digest(buffers), crcs=crcs)
+    return Written(bytes=sum(each.nbytes for each in buffers), blake3=shards.digest(buffers), crcs=crcs)

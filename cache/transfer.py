@@ -24,6 +24,7 @@ from cache.create import META, require_ours, require_space
 from cache.hdf5 import COMMIT_ENDS, H5Cache, as_committed
 from cache.identity import canonical_json, differing
 from cache.layout import zarr_metadata
+from cache.log8 import ATTRIBUTES
 from cache.places import Folder, Place, Where, place_of
 from cache.shard_files import sync_folder
 from cache.store import Store
@@ -36,6 +37,7 @@ _TABLE: Final = re.compile(r"[a-z_]+\.parquet")  # metadata files that an import
 _ANOTHER: Final = "import into another folder"
 _MEANING: Final = {
     "attention": "slot (object), channel (layer * heads + head), row, column: attention, each map of mean 1",
+    **{name: "; ".join(about.values()) for name, about in ATTRIBUTES.items()},
     "attention_mass": "slot (object), channel: attention * mass / (rows * columns) is what the LMM's softmax gave",
     "hidden": "slot (token of an object), layer, width: hidden states of RMS 1; times hidden_scale",
     "hidden_scale": "slot (token of an object), layer: what restores hidden",

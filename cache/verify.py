@@ -7,9 +7,8 @@ Then the values: finite, in their range, and there for every planned row that di
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,12 +16,14 @@ import pyarrow.parquet as pq
 from cache import create, shards
 from cache.checks import all_finite
 from cache.layout import ArraySpec, zarr_metadata
+from cache.log8 import CODES, PEAK
 from cache.shards import Fetch, ShardFormatError, Written
 from cache.store import SUBJECT, Store
 from manifests.errors import CacheError
 
 RANGES: Final[dict[str, tuple[float, float]]] = {  # of every value; float16 rounds
     "attention": (0.0, 65504.0),
+    PEAK: (0.0, 65504.0),
     "attention_mass": (0.0, 1.001),  # a part of a softmax, summed over the grid
     "hidden_scale": (0.0, float("inf")),
     "answer_scale": (0.0, float("inf")),
@@ -122,11 +123,11 @@ def _unit_problems(store: Store, unit: int, rows: _Rows | None) -> Iterator[str]
             yield f"unit {unit}: the cache is complete but {store.commits.path(unit)} is missing"
         return
     for spec in store.meta.arrays.values():
+        put = commit["shards"][spec.name]
         try:
-            with _whole(store, spec, unit, commit["shards"][spec.name]) as fetch:
-                shards.check_index(spec, fetch)
-                crcs = commit["shards"][spec.name].crcs
-                values = shards.read(spec, fetch, 0, spec.slots_per_unit, crcs=crcs)
+            fetch = _whole(store, spec, unit, put)
+            shards.check_index(spec, fetch, put.bytes)
+            values = shards.read(spec, fetch, 0, spec.slots_per_unit, crcs=put.crcs, size=put.bytes)
         except (OSError, ShardFormatError) as error:
             yield f"{store.damaged(spec, unit)}: {error}"
             continue
@@ -134,21 +135,14 @@ def _unit_problems(store: Store, unit: int, rows: _Rows | None) -> Iterator[str]
             yield f"{store.name}: array {spec.name}, unit {unit}: {problem}"
 
 
-@contextmanager
-def _whole(store: Store, spec: ArraySpec, unit: int, committed: Written) -> Iterator[Fetch]:
+def _whole(store: Store, spec: ArraySpec, unit: int, committed: Written) -> Fetch:
     """The shard in memory, read once; ShardFormatError if its digest is another."""
-    data = np.empty(spec.shard_bytes, np.uint8)
-    with store.place.opened(spec, create.shard_name(store.meta, spec, unit)) as shard:
+    data = np.empty(committed.bytes, np.uint8)
+    with store.place.opened(spec, create.shard_name(store.meta, spec, unit), committed.bytes) as shard:
         shard.fetch(0, [data.data])
     if (found := shards.digest([data])) != committed.blake3:
         raise ShardFormatError(f"its blake3 is {found}, {committed.blake3} was committed")
-
-    def from_memory(offset: int, buffers: Any) -> None:
-        for buffer in buffers:
-            buffer[:] = data.data[offset : offset + buffer.nbytes]
-            offset += buffer.nbytes
-
-    yield from_memory
+    return shards.from_memory(data)
 
 
 def _wrong_values(spec: ArraySpec, values: np.ndarray, rows: _Rows | None, unit: int) -> str | None:
@@ -157,7 +151,7 @@ def _wrong_values(spec: ArraySpec, values: np.ndarray, rows: _Rows | None, unit:
     low, high = RANGES.get(spec.name, (-np.inf, np.inf))
     if values.min() < low or values.max() > high:
         return f"values from {values.min():g} to {values.max():g}, they should lie in [{low:g}, {high:g}]"
-    if rows is None or spec.name not in ("attention", "embedding"):
+    if rows is None or spec.name not in ("attention", CODES, "embedding"):
         return None
     expected = rows.expected(unit, spec)
     there = np.array([bool(slot.any()) for slot in values])
@@ -171,4 +165,6 @@ def _wrong_values(spec: ArraySpec, values: np.ndarray, rows: _Rows | None, unit:
         means = values[expected].mean((-2, -1), dtype=np.float32)
         if (off := np.abs(means[means > 0] - 1)).size and off.max() > _MEAN:
             return f"a map's mean is {1 + off.max():.3f} or as far below 1; it should be 1"
+    if spec.name == CODES and not np.isin(values[expected].max((-2, -1)), (0, 255)).all():
+        return "a map's largest code is not 255, that of its maximum"
     return None

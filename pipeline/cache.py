@@ -1,4 +1,4 @@
-"""`run_pipeline.py cache ACTION`: look at caches, check them, carry them elsewhere."""
+"""`run_pipeline.py cache ACTION`: look at caches, check them, carry them elsewhere, make one from another."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from manifests.errors import PipelineError
+from pipeline.derive import Encode, Merge, Prune, run_encode, run_merge, run_prune
 from pipeline.transfer import Export, Import, run_export, run_import
 
 
@@ -36,19 +37,23 @@ class Verify:
 
 @dataclass(kw_only=True, slots=True)
 class Cache:
-    """Look at a cache, check it, carry it elsewhere."""
+    """Look at a cache, check it, carry it elsewhere, make a smaller or a larger one of it."""
 
     action: (
         Annotated[Info, tyro.conf.subcommand("info")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Import, tyro.conf.subcommand("import")]
+        | Annotated[Prune, tyro.conf.subcommand("prune")]
+        | Annotated[Encode, tyro.conf.subcommand("encode")]
+        | Annotated[Merge, tyro.conf.subcommand("merge")]
     )
 
 
 def run_cache(args: Cache) -> None:
     """Run one action."""
     run: dict[type, Callable[[Any], None]] = {Info: info, Verify: verify, Export: run_export, Import: run_import}
+    run |= {Prune: run_prune, Encode: run_encode, Merge: run_merge}
     run[type(args.action)](args.action)
 
 
@@ -57,14 +62,15 @@ def info(args: Info) -> None:
     from cache.source import open_source
 
     store = open_source(args.cache)
-    meta, committed = store.meta, len(store.committed_units())
+    meta, committed, stored = store.meta, len(store.committed_units()), store.stored_bytes()
     arrays: dict[str, dict[str, Any]] = {
         name: {
             "shape": [meta.units * spec.slots_per_unit, *spec.item_shape],
             "dtype": spec.dtype,
             "slots_per_chunk": spec.slots_per_chunk,
             "slots_per_shard": spec.slots_per_unit,
-            "bytes": committed * spec.shard_bytes,
+            "codec": spec.codec,
+            "bytes": stored[name],
         }
         for name, spec in meta.arrays.items()
     }
@@ -73,7 +79,7 @@ def info(args: Info) -> None:
         "kind": meta.kind,
         "state": meta.state,
         "units": {"committed": committed, "planned": meta.units},
-        "bytes": {"committed": committed * meta.unit_bytes, "planned": meta.units * meta.unit_bytes},
+        "bytes": {"committed": sum(stored.values()), "planned": meta.units * meta.unit_bytes},
         "failures": len(store.failures()),
         "arrays": arrays,
         "identity": meta.identity,
@@ -167,6 +173,9 @@ def _leaves(values: Any, field: str = "") -> Iterable[tuple[str, str]]:
     if isinstance(values, dict):
         for key, value in values.items():
             yield from _leaves(value, f"{field}.{key}" if field else key)
+    elif isinstance(values, list) and values and all(isinstance(each, dict) for each in values):
+        for index, value in enumerate(values):
+            yield from _leaves(value, f"{field}[{index}]")
     else:
         text = json.dumps(values)
         yield field, text if len(text) < 100 else f"{text[:80]}… ({len(text)} characters)"

@@ -93,16 +93,15 @@ def run(args: Evaluate) -> None:
 
 def _same_priors(folder: Path, priors: Any) -> dict[str, Any]:
     """The record of the head's training; refuses a head that was trained on priors of another identity."""
+    from cache.derive import content_of
     from cache.identity import differing
 
     try:
         record = json.loads((folder / "training.json").read_text())
     except (OSError, ValueError) as error:
         raise PipelineError(f"{folder / 'training.json'} can not be read ({error}): train the head again") from None
-    if found := differing(record["cache_identity"], priors.identity):
-        # which images were embedded does not matter to a head, how they were does
-        found = [each for each in found if each.field != "images.rows"]
-    if found:
+    # which images were embedded does not matter to a head, how they were does
+    if found := differing(content_of(record["cache_identity"]), content_of(priors.identity)):
         raise IdentityMismatch(
             f"the head in {folder} was trained on other priors than these: {'; '.join(map(str, found))}; "
             "train a head on this cache, or extract with the head's settings"

@@ -26,7 +26,7 @@ class TrainHead:
     head: str = "unet-sam"
     """Which head to train."""
     preset: Literal["auto", "paper", "demo"] = "auto"
-    """Sizes and recipe: paper's, or small ones for the embedded default; auto: demo for caches of under 128 maps."""
+    """Sizes and recipe: paper's, or small ones for the embedded default; auto: demo for LMMs of under 128 maps."""
     refiner: bool = True
     """Refine the coarse masks with SAM."""
     prompt_mask: bool = True
@@ -119,7 +119,7 @@ def build(args: TrainHead, priors: Any) -> tuple[Any, Any]:
 
     if args.head not in HEADS:
         raise PipelineError(f"--head {args.head}: known are {', '.join(HEADS)}")
-    preset = args.preset if args.preset != "auto" else ("demo" if priors.channels < 128 else "paper")
+    preset = args.preset if args.preset != "auto" else ("demo" if _lmm_maps(priors) < 128 else "paper")
     try:
         recipe = replace(RECIPES[preset], batch_size=args.batch_size, seed=args.seed)
         given: dict[str, Any] = {"epochs": args.epochs, "lr": args.lr}
@@ -144,6 +144,12 @@ def build(args: TrainHead, priors: Any) -> tuple[Any, Any]:
     return head, recipe
 
 
+def _lmm_maps(priors: Any) -> int:
+    """Attention maps per object that the LMM gave; a pruned cache has fewer."""
+    lmm = priors.identity["lmm"]
+    return lmm.get("views", 1) * lmm.get("attention_layers", lmm["layers"]) * lmm["heads"]
+
+
 def prepare_out(out: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
     """Makes the folder and writes there once, before the work; PipelineError if it holds other things than `what`."""
     try:
@@ -162,11 +168,10 @@ def prepare_out(out: Path, what: str, is_ours: Callable[[Path], bool]) -> None:
 
 def bytes_read(priors: Any, head: Any) -> dict[str, float]:
     """What the cache's arrays take on disk, padding included: per object, and per image if the head looks at those."""
-    meta = priors.store.meta
-    found = {"bytes_per_object": round(meta.units * meta.unit_bytes / max(1, priors.objects()), 1)}
+    found = {"bytes_per_object": round(sum(priors.store.stored_bytes().values()) / max(1, priors.objects()), 1)}
     if head.refined_size is not None:
-        meta = priors.images.meta
-        found["bytes_per_image"] = round(meta.units * meta.unit_bytes / max(1, len(priors.image_rows)), 1)
+        images = sum(priors.images.stored_bytes().values())
+        found["bytes_per_image"] = round(images / max(1, len(priors.image_rows)), 1)
     return found
 
 

@@ -89,7 +89,7 @@ class Place(ABC):
         """sha256 (hex) of the content. FileNotFoundError if it is missing."""
 
     @abstractmethod
-    def opened(self, spec: ArraySpec, name: str) -> AbstractContextManager[Opened]:
+    def opened(self, spec: ArraySpec, name: str, size: int) -> AbstractContextManager[Opened]:
         """To read parts of a shard. FileNotFoundError if it is missing, ShardFormatError if it has another size."""
 
     @abstractmethod

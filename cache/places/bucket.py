@@ -116,8 +116,8 @@ class Bucket(Place):
             hasher.update(block)
         return hasher.hexdigest()
 
-    def opened(self, spec: ArraySpec, name: str) -> _Object:
-        return _Object(self, spec, name)
+    def opened(self, spec: ArraySpec, name: str, size: int) -> _Object:
+        return _Object(self, spec, name, size)
 
     @_as_os_error
     def get_range(self, name: str, offset: int, length: int) -> tuple[memoryview, int]:
@@ -144,7 +144,7 @@ class Bucket(Place):
             digest = shards.digest(buffers)
             if shards.digest([np.frombuffer(block, np.uint8) for block in self.get(name).stream()]) != digest:
                 raise CacheError(f"{self.path(name)}: S3 gave back other bytes than were sent; nothing was committed")
-            written[name] = Written(bytes=spec.shard_bytes, blake3=digest, crcs=crcs)
+            written[name] = Written(bytes=sum(each.nbytes for each in buffers), blake3=digest, crcs=crcs)
         return written
 
     def read_beside(self, ending: str) -> bytes:
@@ -194,8 +194,8 @@ class Bucket(Place):
 class _Object(AbstractContextManager["_Object"]):
     """A shard: `cache.places.base.Opened`."""
 
-    def __init__(self, bucket: Bucket, spec: ArraySpec, name: str) -> None:
-        self.bucket, self.spec, self.name = bucket, spec, name
+    def __init__(self, bucket: Bucket, spec: ArraySpec, name: str, size: int) -> None:
+        self.bucket, self.spec, self.name, self.size = bucket, spec, name, size
 
     def __exit__(self, *_: object) -> None:
         """Nothing was opened: every request stands alone."""
@@ -208,13 +208,11 @@ class _Object(AbstractContextManager["_Object"]):
             raise
         except OSError:  # a range beyond the end is an error of S3's own
             found = self.bucket.size(self.name)
-            if found is None or found == self.spec.shard_bytes:
+            if found is None or found == self.size:
                 raise
             size = found
-        if size != self.spec.shard_bytes:
-            raise ShardFormatError(
-                f"it has {size} bytes, a shard of array {self.spec.name} has {self.spec.shard_bytes}"
-            )
+        if size != self.size:
+            raise ShardFormatError(f"it has {size} bytes, a shard of array {self.spec.name} has {self.size}")
         done = 0
         for buffer in buffers:
             buffer[:] = data[done : done + buffer.nbytes]

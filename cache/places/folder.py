@@ -81,8 +81,8 @@ class Folder(Place):
         with (self.root / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def opened(self, spec: ArraySpec, name: str) -> shard_files.ShardFile:
-        return shard_files.ShardFile(spec, self.root / name)
+    def opened(self, spec: ArraySpec, name: str, size: int) -> shard_files.ShardFile:
+        return shard_files.ShardFile(spec, self.root / name, size)
 
     def mapped(self, spec: ArraySpec, name: str) -> np.ndarray:
         with self._mapping:

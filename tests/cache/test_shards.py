@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import LocalStore
 
 from cache import shards
@@ -26,6 +28,8 @@ SPECS = [
     ArraySpec(name="bytes", item_shape=(3,), dtype="uint8", slots_per_unit=9, slots_per_chunk=3),
     ArraySpec(name="one_slot", item_shape=(2, 2), dtype="int32", slots_per_unit=1),
     ArraySpec(name="many", item_shape=(2,), dtype="float16", slots_per_unit=1500),
+    ArraySpec(name="packed", item_shape=(40, 5), dtype="float16", slots_per_unit=6, slots_per_chunk=2, codec="lz4"),
+    ArraySpec(name="packed_bytes", item_shape=(3,), dtype="uint8", slots_per_unit=4, codec="lz4"),
 ]
 SMALL = SPECS[1]
 by_name = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -55,7 +59,8 @@ def array_at(folder: Path, spec: ArraySpec, units: int) -> zarr.Array:
     return zarr.create_array(
         LocalStore(folder), shape=(units * spec.slots_per_unit, *spec.item_shape), dtype=spec.dtype,
         shards=spec.unit_shape, chunks=(spec.slots_per_chunk, *spec.item_shape), filters=None,
-        compressors=(Crc32cCodec(),), fill_value=0, config={"write_empty_chunks": True},
+        compressors=(*[BloscCodec(cname="lz4", shuffle="bitshuffle")] * (spec.codec == "lz4"), Crc32cCodec()),
+        fill_value=0, config={"write_empty_chunks": True},
         chunk_key_encoding={"name": "default", "separator": "."},
     )  # fmt: skip
 
@@ -67,7 +72,7 @@ def test_the_bytes_are_those_of_zarr(tmp_path: Path, spec: ArraySpec) -> None:
     for unit in range(2):
         encoded = bytes_of(spec, values[unit])
         assert encoded == (tmp_path / spec.shard_key(unit)).read_bytes()
-        assert len(encoded) == spec.shard_bytes
+        assert spec.codec == "lz4" or len(encoded) == spec.shard_bytes
 
 
 @by_name
@@ -95,7 +100,7 @@ def ranges(draw: st.DrawFn) -> tuple[ArraySpec, int, int]:
     spec = ArraySpec(
         name="a", item_shape=tuple(draw(st.lists(st.integers(1, 3), max_size=3))), slots_per_chunk=chunk,
         dtype=draw(st.sampled_from(["float16", "float32", "int64", "uint8"])),
-        slots_per_unit=chunk * draw(st.integers(1, 5)),
+        slots_per_unit=chunk * draw(st.integers(1, 5)), codec=draw(st.sampled_from(["raw", "lz4"])),
     )  # fmt: skip
     first = draw(st.integers(0, spec.slots_per_unit))
     return spec, first, draw(st.integers(first, spec.slots_per_unit))
@@ -107,7 +112,8 @@ def test_reading_is_slicing(case: tuple, seed: int, into: bool, committed: bool,
     spec, first, last = case
     values = values_of(spec, seed)
     buffers, crcs = shards.encode(spec, values)
-    options: dict[str, Any] = {"check": check, "crcs": crcs if committed else None}
+    size = sum(each.nbytes for each in buffers)
+    options: dict[str, Any] = {"check": check, "crcs": crcs if committed else None, "size": size}
     if into:
         options["out"] = shards.aligned_empty((last - first, *spec.item_shape), spec.dtype)
     found = shards.read(spec, fetch_from(b"".join(buffers)), first, last, **options)
@@ -131,16 +137,47 @@ def test_whole_chunks_land_in_the_destination_without_a_copy() -> None:
     np.testing.assert_array_equal(out, values[4:8])
 
 
-@pytest.mark.parametrize("spec", [SMALL, SPECS[3]], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [SMALL, SPECS[3], SPECS[-1]], ids=lambda spec: spec.name)
 def test_every_flipped_bit_is_found(spec: ArraySpec) -> None:
     data = bytes_of(spec, values_of(spec))
     for bit in range(8 * len(data)):
         data[bit // 8] ^= 1 << bit % 8
         with pytest.raises(shards.ShardFormatError, match=r"chunk|index"):
-            shards.check_index(spec, fetch_from(data))
-            shards.read(spec, fetch_from(data), 0, spec.slots_per_unit)
+            shards.check_index(spec, fetch_from(data), len(data))
+            shards.read(spec, fetch_from(data), 0, spec.slots_per_unit, size=len(data))
         data[bit // 8] ^= 1 << bit % 8
-    shards.check_index(spec, fetch_from(data))
+    shards.check_index(spec, fetch_from(data), len(data))
+
+
+def test_the_index_of_a_compressed_shard_leads_nowhere_else() -> None:
+    """Sound by its own checksum, it would still let chunks overlap, or lie outside."""
+    spec = SPECS[-1]
+    data = bytes_of(spec, values_of(spec))
+    index = len(data) - 16 * 4 - 4
+    entries = np.frombuffer(bytes(data[index:-4]), "<u8").reshape(4, 2)
+    for changes in ({(1, 0): 0}, {(0, 1): 1 << 60}, {(0, 1): 4}, {(3, 0): len(data)}, {(0, 1): 2**64 - 1}):
+        changed = entries.copy()
+        for place, value in changes.items():
+            changed[place] = value
+        data[index:-4] = changed.tobytes()
+        data[-4:] = google_crc32c.value(bytes(data[index:-4])).to_bytes(4, "little")
+        with pytest.raises(shards.ShardFormatError, match="the index is damaged"):
+            shards.read(spec, fetch_from(data), 0, 1, size=len(data))
+    with pytest.raises(shards.ShardFormatError, match="the shard has 3 bytes"):
+        shards.read(spec, fetch_from(data), 0, 1, size=3)
+    with pytest.raises(ValueError, match="size of its shard"):
+        shards.read(spec, fetch_from(data), 0, 1)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x02\x01\x95\x01" + bytes(36), bytes(range(40))])
+def test_a_compressed_chunk_that_is_sound_and_still_no_values(garbage: bytes) -> None:
+    spec = replace(SPECS[-1], slots_per_unit=1)
+    packed = garbage.ljust(16, b"\0")
+    crc = google_crc32c.value(packed).to_bytes(4, "little")
+    entry = np.array([0, len(packed) + 4], "<u8").tobytes()
+    data = packed + crc + entry + google_crc32c.value(entry).to_bytes(4, "little")
+    with pytest.raises(shards.ShardFormatError, match="chunk 0 is damaged"):
+        shards.read(spec, fetch_from(data), 0, 1, size=len(data), check=False)
 
 
 def test_damage_outside_of_a_partly_wanted_chunk_is_found_inside_another_is_not() -> None:

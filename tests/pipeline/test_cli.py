@@ -29,6 +29,9 @@ OPTIONS = {
     "cache verify": ["--cache", "--repair"],
     "cache export": ["--cache", "--to", "--with-images", "--images", "--overwrite"],
     "cache import": ["--cache", "--from", "--images"],
+    "cache prune": ["--cache", "--to", "--channels", "--images"],
+    "cache encode": ["--cache", "--to", "--encoding", "--images"],
+    "cache merge": ["--cache", "--to"],
     "lmms": [],
 }  # fmt: skip
 
@@ -82,6 +85,10 @@ def test_llava_without_weights_ends_in_one_clear_line(
         (["evaluate", "--lam", "2"], "between 0 and 1"),
         (["evaluate", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
         (["cache", "info", "--cache", "nowhere"], "run extract first"),
+        (["cache", "prune", "--cache", "nowhere"], "run extract first"),
+        (["cache", "encode", "--cache", "nowhere"], "run extract first"),
+        (["cache", "merge", "--cache", "nowhere"], "run extract first"),
+        (["cache", "merge"], "two caches at least: --cache A --cache B"),
     ],
 )
 def test_wrong_input_is_one_line_with_a_cure(
