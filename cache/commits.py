@@ -22,6 +22,10 @@ _KEPT: Final = 2048  # records; a few KB each
 _AT_ONCE: Final = 16  # requests to S3, where one takes 20 ms and 20,000 units are no rarity
 
 
+class DamagedCommit(CacheError):
+    """A record that is not what was committed for this unit of this cache."""
+
+
 class Commits:
     """The commit records of one cache. `plan`: what the cache is (JSON values); records of another are refused.
 
@@ -69,8 +73,8 @@ class Commits:
             return None
         except OSError as error:
             raise CacheError(f"{self.path(unit)} can not be read: {error}") from error
-        except ValueError as error:
-            raise CacheError(
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedCommit(
                 f"{self.path(unit)}: {error}; run `cache verify --repair`, then extract again to redo unit {unit}"
             ) from None
         with self._lock:

@@ -26,6 +26,7 @@ from cache.places.folder import UNITS
 from manifests.errors import CacheError, IdentityMismatch
 
 META: Final = "cache.json"
+FAILURES: Final = "failures.jsonl"
 _log = logging.getLogger(__name__)
 
 
@@ -56,24 +57,35 @@ def read_meta(place: Place, *, check_files: bool = True) -> Meta:
             f"{place.path(META)}: {error}; restore the file, or delete {place} and extract again"
         ) from None
     if check_files and (damaged := damaged_files(place, meta)):
-        raise CacheError(f"{damaged[0]}; restore the file, or delete {place} and extract again")
+        raise CacheError(
+            f"{next(iter(damaged.values()))}; run the same extract command again to write it anew, or restore the file"
+        )
     return meta
 
 
-def damaged_files(place: Place, meta: Meta) -> list[str]:
-    """One line for every metadata file that is missing or does not have the sha256 that cache.json names."""
-    problems = []
+def damaged_files(place: Place, meta: Meta) -> dict[str, str]:
+    """One line for every metadata file, by name, that is missing or has not the sha256 that cache.json names."""
+    problems = {}
     for name, expected in sorted(meta.files.items()):
         try:
             found = place.digest(name)
         except OSError as error:
-            problems.append(f"{place.path(name)} can not be read: {error.strerror or error}")
+            problems[name] = f"{place.path(name)} can not be read: {error.strerror or error}"
             continue
         if found != expected:
-            problems.append(
-                f"{place.path(name)} is damaged or was changed: its sha256 is {found}, {META} has {expected}"
-            )
+            wrong = f"its sha256 is {found}, {META} has {expected}"
+            problems[name] = f"{place.path(name)} is damaged or was changed: {wrong}"
     return problems
+
+
+def mend(place: Place, stored: Meta, files: Mapping[str, bytes]) -> None:
+    """Write those metadata files anew that are damaged, and whose content is known: `files`, and zarr's own."""
+    prepare(place, stored)
+    known = dict(files) | zarr_metadata(stored)
+    for name in damaged_files(place, stored):
+        if name in known and hashlib.sha256(known[name]).hexdigest() == stored.files[name]:
+            _log.warning("%s was damaged; it is written anew", place.path(name))
+            place.write(name, known[name])
 
 
 def plan_fields(meta: Meta) -> dict[str, Any]:
@@ -88,28 +100,35 @@ def shard_name(meta: Meta, spec: ArraySpec, unit: int) -> str:
 
 
 def _create(place: Place, meta: Meta, contents: Mapping[str, bytes]) -> None:
+    place.require_run()
     place.remove_below(meta.group)  # of a creation that was killed; no unit of it is committed
     place.remove_below(SCRATCH)
-    _prepare(place, meta)
+    prepare(place, meta)
     for name, data in contents.items():
         place.write(name, data)
     meta = replace(meta, files={name: hashlib.sha256(data).hexdigest() for name, data in contents.items()})
     place.write(META, meta.to_bytes())
 
 
-def _prepare(place: Place, meta: Meta) -> None:
+def prepare(place: Place, meta: Meta) -> None:
+    """The folders of a cache: some copies lose empty ones."""
     place.prepare([SCRATCH, COMMITS, meta.group, *(f"{meta.group}/{name}" for name in meta.arrays)])
 
 
 def _resume(place: Place, meta: Meta, files: Mapping[str, bytes], option: str) -> Meta:
-    stored = read_meta(place)
+    stored = read_meta(place, check_files=False)
     if differences := _differences(place, stored, meta, files):
         deletes = ", or pass --overwrite to delete this one" if option == "--cache" else ""
         fields = "; ".join(map(str, differences))
         raise IdentityMismatch(f"{place} was made with other settings: {fields}. Choose another {option}{deletes}")
     for difference in differing(stored.soft, meta.soft):
         _log.warning("%s was begun elsewhere: %s", place, difference)
-    _prepare(place, stored)  # empty folders get lost in some copies
+    mend(place, stored, files)
+    if FAILURES in damaged_files(place, stored):  # it follows from the commits: `Store.finish` will write it
+        begun = {name: sha for name, sha in stored.files.items() if name != FAILURES}
+        stored = replace(stored, files=begun, state="planned")
+        place.write(META, stored.to_bytes())
+    stored = read_meta(place)
     committed = _require_shards(place, stored)
     place.clean()
     require_space({place: (stored.units - committed) * stored.unit_bytes}, option)
@@ -153,10 +172,12 @@ def _stored_record(place: Place, option: str = "--cache") -> dict[str, Any]:
 def _delete_cache(place: Place) -> None:
     """Delete our cache, commits first: after a kill, what is left is a cache with fewer units or a half-made one."""
     record = _stored_record(place)
+    place.require_run()
     for name in sorted(place.sizes(COMMITS)):
         place.remove(name)
     place.remove(META)
-    for name in record.get("files", {}):
+    files = record.get("files")
+    for name in files if isinstance(files, dict) else {}:
         if PurePosixPath(name).name == name:
             place.remove(name)
     for kind in get_args(Kind):
@@ -176,7 +197,8 @@ def require_ours(place: Place, kind: Kind, files: Iterable[str], option: str = "
     if META in entries:
         _stored_record(place, option)
         return
-    own = {LOCK, UNITS, SCRATCH, COMMITS, f"{kind}.zarr", *files} if LOCK in entries else set()
+    groups = {f"{each}.zarr" for each in get_args(Kind)}  # also of the cache that was here before
+    own = {LOCK, UNITS, SCRATCH, COMMITS, FAILURES, *groups, *files} if LOCK in entries else set()
     foreign = [name for name in entries if name.rstrip("/") not in own and not _is_cache(place, name)]
     if foreign:
         raise CacheError(

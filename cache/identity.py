@@ -30,7 +30,9 @@ class Difference:
 
 def canonical_json(value: Any) -> bytes:
     """The one spelling of a JSON value: sorted keys, no spaces, UTF-8. TypeError or ValueError for anything else."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        errors="backslashreplace"  # half a surrogate, in a path or an error's text
+    )
 
 
 def digest(value: Any) -> str:
@@ -51,7 +53,10 @@ def seal(record: dict[str, Any]) -> bytes:
 
 def unseal(data: bytes) -> dict[str, Any]:
     """The record in `data`. Raises ValueError unless these are, to the byte, what `seal` wrote."""
-    record = json.loads(data)
+    try:
+        record = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(record, dict) or SEAL not in record:
         raise ValueError("it carries no checksum")
     if record[SEAL] != digest(record | {SEAL: ""}) or _render(record) != data:

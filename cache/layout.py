@@ -21,7 +21,7 @@ from cache.identity import seal, unseal
 from cache.log8 import ATTRIBUTES
 
 FORMAT: Final = "frozen-lmm-grounding cache"
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 DTYPES: Final = ("float16", "float32", "int32", "int64", "uint8")
 LZ4_LEVEL: Final = 5
 _NAME = re.compile(r"[a-z][a-z0-9_]*")

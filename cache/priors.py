@@ -63,9 +63,10 @@ class Priors:
         self.channels, *grid = (arrays := store.meta.arrays)[CODES if CODES in arrays else "attention"].item_shape
         self.grid: tuple[int, int] = (grid[0], grid[1])
         self.layers, self.width = arrays["hidden"].item_shape
-        self.failures: dict[int, str] = self._failures()
+        # first what is there, then what failed: of a unit that is committed between the two all failures are known
         self._ready = None if store.complete else set(store.committed_units())
         self._ready_images = None if images is None or images.complete else set(images.committed_units())
+        self.failures: dict[int, str] = self._failures()
         self._memory = Memory(memory_bytes)
 
     @classmethod
@@ -75,11 +76,13 @@ class Priors:
         *,
         images_dir: Where | None = None,
         allow_partial: bool = False,
+        need_images: bool = True,
         memory_bytes: int = 2 << 30,
     ) -> Priors:
         """Open a priors cache and the image cache it names.
 
         images_dir: where the image cache is now, if it was moved; else `soft["images"]`, relative to the cache.
+        need_images: False: open the priors without an image cache if there is none.
         allow_partial: accept caches that are not complete; ask `available` before reading.
         memory_bytes: budget for samples and embeddings kept in RAM; 0 reads from disk every time.
         Raises CacheError for a cache that is missing, damaged or not complete, and IdentityMismatch if the image cache
@@ -88,7 +91,13 @@ class Priors:
         store = _opened(cache_dir, "priors", allow_partial)
         if (expected := store.meta.identity.get("images")) is None:
             return cls(store, None, memory_bytes)
-        images = _opened(images_of(store, images_dir), "images", allow_partial)
+        try:
+            where = images_of(store, images_dir)
+        except CacheError:
+            if need_images:
+                raise
+            return cls(store, None, memory_bytes)
+        images = _opened(where, "images", allow_partial)
         if differences := differing(expected, images.reference(), "images"):
             raise IdentityMismatch(
                 f"{images.name} is not the image cache that {store.name} was made with: "

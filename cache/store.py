@@ -31,13 +31,13 @@ import pyarrow.parquet as pq
 from cache import create, shards
 from cache.checks import check_failures, check_finite, check_names, check_shape
 from cache.commits import Commits
+from cache.create import FAILURES
 from cache.identity import canonical_json, plain, table_digest
 from cache.layout import ArraySpec, Kind, Meta
 from cache.places import Place, Where, place_of
 from cache.shards import ShardFormatError, Written
 from manifests.errors import CacheError
 
-FAILURES: Final = "failures.jsonl"
 SUBJECT: Final = {"priors": "sample", "images": "image"}  # what the row number in a failure's entry counts
 
 
@@ -139,13 +139,13 @@ class Store:
         check_names(set(arrays), set(self.meta.arrays))
         for name, spec in self.meta.arrays.items():
             check_shape(spec, unit, arrays[name])
-        with self._disk_errors(unit), self.place.unit(unit) as require_run:
+        with self._disk_errors(unit), self.place.unit(unit):
             if self.commits.get(unit) is not None:
                 written = {name: _encoded(spec, arrays[name]) for name, spec in self.meta.arrays.items()}
                 self.commits.require_equal(unit, self.commits.bytes_of(unit, written, record))
                 return
             written = self._put(unit, arrays)
-            require_run()
+            self.place.require_run()
             self.commits.put(unit, self.commits.bytes_of(unit, written, record))
 
     def finish(self, planned_failures: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -156,6 +156,7 @@ class Store:
         planned = [plain(dict(failure)) for failure in planned_failures]
         check_failures(planned, subject)
         with self._disk_errors(None):
+            self.place.require_run()
             if missing := self.missing_units():
                 raise CacheError(
                     f"{self.name}: {len(missing)} of {self.meta.units} units are missing (the first is {missing[0]}); "
@@ -185,6 +186,7 @@ class Store:
         files = {name: sha for name, sha in self.meta.files.items() if name != FAILURES}
         meta = replace(self.meta, files=files, state="planned")
         with self._disk_errors(None):
+            self.place.require_run()
             self.place.write(create.META, meta.to_bytes())
             self.place.remove(FAILURES)
         self.meta = meta
@@ -211,6 +213,8 @@ class Store:
             raise CacheError(f"{self.name}: array {name} has no slots {start} to {stop}")
         if out is None:
             out = shards.aligned_empty((stop - start, *spec.item_shape), spec.dtype)
+        elif out.shape != (stop - start, *spec.item_shape) or out.dtype != spec.dtype:
+            raise ValueError(f"`out` is {out.dtype} {list(out.shape)}, slots {start} to {stop} of {name} need another")
         for unit, first, last in self._spans(spec, start, stop):
             begin = unit * spec.slots_per_unit + first - start
             self._read_unit(spec, unit, first, last, out[begin : begin + last - first], check)

@@ -6,25 +6,28 @@ Then the values: finite, in their range, and there for every planned row that di
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from cache import create, shards
 from cache.checks import all_finite
-from cache.layout import ArraySpec, zarr_metadata
+from cache.commits import DamagedCommit
+from cache.layout import ArraySpec
 from cache.log8 import CODES, PEAK
 from cache.shards import Fetch, ShardFormatError, Written
-from cache.store import SUBJECT, Store
+from cache.store import FAILURES, SUBJECT, Store
 from manifests.errors import CacheError
 
 RANGES: Final[dict[str, tuple[float, float]]] = {  # of every value; float16 rounds
     "attention": (0.0, 65504.0),
     PEAK: (0.0, 65504.0),
-    "attention_mass": (0.0, 1.001),  # a part of a softmax, summed over the grid
+    "attention_mass": (0.0, 1.001),  # a part of a softmax, summed over the grid; of a maximum over words it may be more
     "hidden_scale": (0.0, float("inf")),
     "answer_scale": (0.0, float("inf")),
 }
@@ -45,7 +48,7 @@ class Problem:
 
 def verify(store: Store, progress: Progress = lambda units: units) -> list[Problem]:
     """Everything that is wrong, [] for a sound cache; reads every byte. An incomplete cache may be sound."""
-    problems = [Problem(text=text) for text in create.damaged_files(store.place, store.meta)]
+    problems = [Problem(text=text) for text in create.damaged_files(store.place, store.meta).values()]
     rows = _Rows(store) if not problems else None
     for unit in progress(store.planned_units):
         texts = list(_unit_problems(store, unit, rows))
@@ -62,18 +65,20 @@ def verify(store: Store, progress: Progress = lambda units: units) -> list[Probl
 def repair(store: Store, problems: Iterable[Problem]) -> list[int]:
     """Take the units with problems back, so that extract makes them again; -> these units.
 
-    zarr.json files are written anew. CacheError if something else is damaged: no extraction brings a manifest back.
+    zarr.json files are written anew, a damaged failures.jsonl is by the next extract. CacheError if a manifest or a
+    plan is damaged, and if the cache became another one since the problems were found. The caller holds
+    `place.sole_writer()`.
     """
+    if create.read_meta(store.place, check_files=False) != store.meta:
+        raise CacheError(f"{store.name} was changed since it was verified; nothing was taken back: verify it again")
     units = sorted({problem.unit for problem in problems if problem.unit is not None})
-    for name, data in zarr_metadata(store.meta).items():
-        if store.place.digest(name) != store.meta.files[name]:
-            store.place.write(name, data)
-    if left := create.damaged_files(store.place, store.meta):
-        raise CacheError(f"{left[0]}; this can not be repaired: restore the file, or delete {store.name}")
-    if units and store.complete:
+    create.mend(store.place, store.meta, {})
+    if store.complete and (units or FAILURES in create.damaged_files(store.place, store.meta)):
         store.reopen()
     for unit in units:
         store.commits.remove(unit)
+    if left := create.damaged_files(store.place, store.meta):
+        raise CacheError(f"{next(iter(left.values()))}; run the same extract command again: it knows what was there")
     return units
 
 
@@ -81,7 +86,7 @@ class _Rows:
     """Which samples or images lie in which unit and slots."""
 
     def __init__(self, store: Store) -> None:
-        self.failed = {failure[SUBJECT[store.meta.kind]] for failure in store.failures()}
+        self.failed = {failure[SUBJECT[store.meta.kind]] for failure in _failures(store)}
         empty = np.empty(0, np.int64)
         self._rows, self._units, self._slots, self._counts = empty, empty, empty, empty
         if "rows.parquet" not in store.meta.files:
@@ -112,10 +117,18 @@ class _Rows:
         return slice(int(first), int(last))
 
 
+def _failures(store: Store) -> Iterator[dict[str, Any]]:
+    """Those of the records that can be read: of the others `_unit_problems` tells."""
+    for unit in store.committed_units():
+        with suppress(DamagedCommit):
+            if (commit := store.commits.get(unit)) is not None:
+                yield from commit["record"].get("failures", [])
+
+
 def _unit_problems(store: Store, unit: int, rows: _Rows | None) -> Iterator[str]:
     try:
         commit = store.commits.get(unit)
-    except CacheError as error:
+    except DamagedCommit as error:
         yield str(error)
         return
     if commit is None:
@@ -128,10 +141,16 @@ def _unit_problems(store: Store, unit: int, rows: _Rows | None) -> Iterator[str]
             fetch = _whole(store, spec, unit, put)
             shards.check_index(spec, fetch, put.bytes)
             values = shards.read(spec, fetch, 0, spec.slots_per_unit, crcs=put.crcs, size=put.bytes)
-        except (OSError, ShardFormatError) as error:
+        except (FileNotFoundError, ShardFormatError) as error:
             yield f"{store.damaged(spec, unit)}: {error}"
             continue
-        if problem := _wrong_values(spec, values, rows, unit):
+        except OSError as error:
+            if error.errno != errno.EIO:  # too many open files, no network: no reason to call the data damaged
+                raise
+            yield f"{store.damaged(spec, unit)}: {error}"
+            continue
+        mean = store.meta.identity.get("merge") != "max"
+        if problem := _wrong_values(spec, values, rows, unit, mean):
             yield f"{store.name}: array {spec.name}, unit {unit}: {problem}"
 
 
@@ -145,10 +164,10 @@ def _whole(store: Store, spec: ArraySpec, unit: int, committed: Written) -> Fetc
     return shards.from_memory(data)
 
 
-def _wrong_values(spec: ArraySpec, values: np.ndarray, rows: _Rows | None, unit: int) -> str | None:
+def _wrong_values(spec: ArraySpec, values: np.ndarray, rows: _Rows | None, unit: int, mean: bool) -> str | None:
     if not all_finite(values):
         return "it holds inf or nan"
-    low, high = RANGES.get(spec.name, (-np.inf, np.inf))
+    low, high = RANGES.get(spec.name, (-np.inf, np.inf)) if mean or spec.name != "attention_mass" else (0, np.inf)
     if values.min() < low or values.max() > high:
         return f"values from {values.min():g} to {values.max():g}, they should lie in [{low:g}, {high:g}]"
     if rows is None or spec.name not in ("attention", CODES, "embedding"):

@@ -31,6 +31,8 @@ class Verify:
 
     cache: str = "runs/cache"
     """A priors cache or an image cache: a folder, s3://bucket/prefix, or a file of `cache export`."""
+    images: str | None = None
+    """Its image cache, if it is no longer where extraction put it."""
     repair: bool = False
     """Take damaged units back; the same extract command then makes these again, and no others."""
 
@@ -102,26 +104,42 @@ def info(args: Info) -> None:
 def verify(args: Verify) -> None:
     """Print one line per problem and the rows to redo; JSON in the last line; PipelineError if there is a problem."""
     from cache.container import is_file
-    from cache.source import images_of
     from cache.store import Store
 
     if "://" not in args.cache and is_file(args.cache):
         results = [_verify_file(args)]
     else:
-        stores = [Store.open(args.cache, check_files=False)]
-        if stores[0].meta.identity.get("images") is not None:
-            stores.append(Store.open(images_of(stores[0]), check_files=False))
-        results = [_verify(each, repair=args.repair) for each in stores]
+        store = Store.open(args.cache, check_files=False)
+        results = [_verify(store, repair=args.repair)]
+        if (named := store.meta.identity.get("images")) is not None:
+            results.append(_verify_images(store, args, named))
     print(json.dumps({"caches": results}))
-    if left := sum(len(result["problems"]) for result in results):
-        cure = (
-            "copy or export the file again"
-            if results[0]["kind"] == "file"
-            else "they were taken back: run the same extract command again to make them anew"
-            if args.repair
-            else "pass --repair, then run the same extract command again to make just these units anew"
-        )
+    if left := sum(len(result["problems"]) for result in results if not result.get("mended")):
+        cure = "pass --repair, then run the same extract command again to make just these units anew"
+        if results[0]["kind"] == "file":
+            cure = "copy or export the file again"
+        elif args.repair:
+            cure = "they were taken back: run the same extract command again to make them anew"
         raise PipelineError(f"{args.cache}: {left} problem(s); {cure}")
+
+
+def _verify_images(store: Any, args: Verify, named: Any) -> dict[str, Any]:
+    from cache.identity import differing
+    from cache.source import images_of
+    from cache.store import Store
+
+    try:
+        images = Store.open(images_of(store, args.images), check_files=False)
+        result = _verify(images, repair=args.repair)
+        others = [] if result["problems"] else differing(named, images.reference(), "images")
+    except PipelineError as error:
+        print(error)
+        return {"cache": "images", "kind": "images", "problems": [str(error)], "redo": {}}
+    if others:
+        text = f"{images.name} is not the image cache that {store.name} was made with: {others[0]}"
+        print(text)
+        result = result | {"problems": [*result["problems"], text], "mended": False}
+    return result
 
 
 def _verify_file(args: Verify) -> dict[str, Any]:
@@ -153,8 +171,11 @@ def _verify(store: Any, *, repair: bool) -> dict[str, Any]:
     for unit, rows in redo.items():
         named = f"{len(rows)} rows: {rows[0]} to {rows[-1]}" if rows else "no rows"
         print(f"  to redo: unit {unit} ({named})")
+    left = store.meta.units - committed
     if not problems:
         print(f"{store.name}: {committed} of {store.meta.units} units, every byte as committed, every row in order")
+        if left:
+            print(f"  {left} units are not extracted yet; run the same extract command again")
     elif repair:
         with store.place.sole_writer():
             checks.repair(store, problems)
@@ -165,6 +186,7 @@ def _verify(store: Any, *, repair: bool) -> dict[str, Any]:
         "problems": [problem.text for problem in problems],
         "redo": {str(unit): rows for unit, rows in redo.items()},
         "repaired": repair and bool(problems),
+        "mended": repair and not redo,  # nothing is left to do
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:  # a full disk, a folder that may not be written, a file in the place of a folder
         where = f"{error.filename}: " if error.filename else ""
-        reason = f"{error.strerror}; free it, or choose another place" if error.strerror else str(error) or repr(error)
+        cure = "free some" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its rights"
+        reason = f"{error.strerror}; {cure}, or choose another place" if error.strerror else str(error) or repr(error)
         print(f"error: {where}{' '.join(reason.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

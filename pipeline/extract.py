@@ -90,6 +90,8 @@ def run(args: Extract) -> None:
     import torch
     from tqdm import tqdm
 
+    from cache.create import META
+
     start = time.perf_counter()
     extraction = _prepare(args)
     gpus = torch.cuda.device_count() if extraction.device == "cuda" else int(extraction.device.startswith("cuda:"))
@@ -101,6 +103,9 @@ def run(args: Extract) -> None:
             f"{gpus // extraction.gpus} worker(s)"
         )
     threads = max(1, cores // workers)
+    if not args.dry_run and extraction.cache.size(META) is not None:
+        with extraction.cache.sole_writer():  # said now, not after minutes of hashing and planning
+            pass
     if args.batch_size == "auto":
         known = None if args.overwrite else extraction.planned_batch_size()
         measure = partial(_measured_batch_size, extraction, args, threads)
@@ -216,7 +221,8 @@ def _prepare(args: Extract) -> Any:
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     size = 1 if args.batch_size == "auto" else args.batch_size
-    if min(size, args.limit or 1, args.workers or 1, args.gpus_per_worker) < 1 or args.limit == 0:
+    numbers = [size, args.gpus_per_worker, 1 if args.limit is None else args.limit]
+    if min(*numbers, 1 if args.workers is None else args.workers) < 1:
         raise PipelineError("--batch-size, --limit, --workers and --gpus-per-worker must be at least 1")
     if not args.unit_deadline > 0:
         raise PipelineError(f"--unit-deadline {args.unit_deadline}: must be more than 0 minutes")

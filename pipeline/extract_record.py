@@ -49,6 +49,7 @@ class Record:
         """This run starts on the units; it has planned for so many seconds."""
         self.seconds["planning"] += planning
         self.started = time.perf_counter() - self.seconds["total"] - planning
+        self._write(complete=False)  # better now than after the first unit, if it can not be written
 
     def add(self, report: dict[str, Any]) -> None:
         """Count one unit's report and write the file."""

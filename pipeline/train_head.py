@@ -59,7 +59,9 @@ def run(args: TrainHead) -> None:
     from stages.train_head.trainer import train, trainable
 
     start = time.perf_counter()
-    priors = Priors.open(args.cache, images_dir=args.images, memory_bytes=int(args.memory_gb * 2**30))
+    priors = Priors.open(
+        args.cache, images_dir=args.images, need_images=args.refiner, memory_bytes=int(args.memory_gb * 2**30)
+    )
     trainable(priors)
     device = choose_device(args.device)
     head, recipe = build(args, priors)

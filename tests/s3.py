@@ -26,7 +26,6 @@ def server() -> Iterator[str]:
         "AWS_SECRET_ACCESS_KEY": "nothing",
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
     }
     try:
         with patch.dict(os.environ, environment):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -136,11 +136,12 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def unit(self, number: int) -> AbstractContextManager[Callable[[], None]]:
-        """Hold one unit while it is written. What it gives is to be called before the commit.
+    def unit(self, number: int) -> AbstractContextManager[None]:
+        """Hold one unit while it is written, against every other process."""
 
-        Both raise CacheError if the run that this process works for has lost the place.
-        """
+    @abstractmethod
+    def require_run(self) -> None:
+        """CacheError if the run that this process works for has lost the place; before whatever can not be undone."""
 
     @abstractmethod
     def clean(self) -> None:

@@ -6,8 +6,10 @@ Credentials, region and endpoint come from the environment as usual: AWS_ACCESS_
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import timedelta
 from functools import cached_property, wraps
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -40,7 +42,10 @@ def _as_os_error(method: F) -> F:
         except AlreadyExistsError as error:
             raise FileExistsError(f"{self.name}: {args[0]} exists") from error
         except BaseError as error:
-            raise OSError(f"{self.name}: {_first_line(error)}") from error
+            text = _first_line(error)
+            if "169.254.169.254" in text:  # the last place where credentials are looked for
+                text = "no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            raise OSError(f"{self.name}: {text}") from error
 
     return call  # type: ignore[return-value]
 
@@ -48,21 +53,39 @@ def _as_os_error(method: F) -> F:
 class Bucket(Place):
     """`s3://bucket/prefix`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, run: str = "") -> None:
         super().__init__(url.rstrip("/"))
-        if not url.removeprefix("s3://").strip("/"):
-            raise CacheError(f"{url} names no bucket; give s3://bucket/prefix")
-        self._run: str | None = None  # the lock's run when this process first wrote here
+        self._bucket, _, self._prefix = self.name.removeprefix("s3://").partition("/")
+        if not (self._bucket and self._prefix):
+            raise CacheError(f"{url} names no place in a bucket; give s3://bucket/prefix")
+        self.run = run
+        """Of the lease under which this process writes, here or in its driver; empty: under none."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Bucket, (self.name, self.run)
 
     @cached_property
     def store(self) -> Any:
+        return self._open(self._prefix)
+
+    def _open(self, prefix: str) -> Any:
         try:
             from obstore.store import S3Store
         except ImportError:
             raise CacheError(
                 f"{self.name}: the package obstore is missing; pip install 'frozen-lmm-grounding[s3]'"
             ) from None
-        return S3Store.from_url(self.name)
+        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT_URL_S3") or "https://"
+        if not endpoint.startswith(("http://", "https://")):
+            raise CacheError(
+                f"{self.name}: AWS_ENDPOINT_URL is {endpoint!r}; give it as https://host or http://host:9000"
+            )
+        return S3Store(
+            self._bucket,
+            prefix=prefix or None,
+            client_options={"allow_http": endpoint.startswith("http://")},
+            retry_config={"retry_timeout": timedelta(seconds=60)},
+        )
 
     def path(self, name: str) -> str:
         return f"{self.name}/{name}"
@@ -72,11 +95,10 @@ class Bucket(Place):
 
         if "://" in relative or relative.startswith("/"):
             return place_of(relative)
-        bucket, _, prefix = self.name.removeprefix("s3://").partition("/")
         parts: list[str] = []
-        for part in PurePosixPath(prefix, relative).parts:
+        for part in PurePosixPath(self._prefix, relative).parts:
             parts = parts[:-1] if part == ".." else [*parts, part]
-        return Bucket("/".join(["s3:/", bucket, *parts]))
+        return Bucket("/".join(["s3:/", self._bucket, *parts]))
 
     def relative(self, other: Place) -> str:
         return other.name.removeprefix(f"{self.name}/")
@@ -85,19 +107,21 @@ class Bucket(Place):
     def entries(self) -> list[str]:
         found = self.store.list_with_delimiter()
         folders = [f"{PurePosixPath(path).name}/" for path in found["common_prefixes"]]
-        return sorted(folders + [PurePosixPath(each["path"]).name for each in found["objects"]])
+        names = folders + [PurePosixPath(each["path"]).name for each in found["objects"]]
+        return sorted(name for name in names if name not in ("", "/"))  # consoles put an empty object for a "folder"
 
     @_as_os_error
     def sizes(self, folder: str) -> dict[str, int]:
         return {each["path"]: each["size"] for page in self.store.list(f"{folder}/") for each in page}
 
     @_as_os_error
-    def get(self, name: str) -> Any:
-        """obstore's answer: the content and what S3 knows of it."""
-        return self.store.get(name)
+    def get(self, name: str) -> tuple[bytes, str]:
+        """The content, and its ETag."""
+        answer = self.store.get(name)
+        return answer.bytes().to_bytes(), answer.meta["e_tag"]
 
     def read(self, name: str) -> bytes:
-        return self.get(name).bytes().to_bytes()
+        return self.get(name)[0]
 
     def source(self, name: str) -> pa.Buffer:
         return pa.py_buffer(self.read(name))
@@ -137,21 +161,36 @@ class Bucket(Place):
 
     @_as_os_error
     def write_shards(self, unit: Mapping[str, tuple[ArraySpec, np.ndarray]]) -> dict[str, Written]:
+        # what is there now, and then whether the place is still ours: who comes later than another run is refused
+        modes = {name: self._only_replacing(name) for name in unit}
+        self.require_run()
         written = {}
         for name, (spec, values) in unit.items():
             buffers, crcs = shards.encode(spec, values)
-            self.store.put(name, (buffer.data for buffer in buffers), mode="overwrite")
-            digest = shards.digest(buffers)
-            if shards.digest([np.frombuffer(block, np.uint8) for block in self.get(name).stream()]) != digest:
+            data, digest = b"".join(buffer.data for buffer in buffers), shards.digest(buffers)
+            self.store.put(name, data, mode=modes[name], use_multipart=False)
+            found = [np.frombuffer(block, np.uint8) for block in self.store.get(name).stream()]
+            if shards.digest(found) != digest:
                 raise CacheError(f"{self.path(name)}: S3 gave back other bytes than were sent; nothing was committed")
-            written[name] = Written(bytes=sum(each.nbytes for each in buffers), blake3=digest, crcs=crcs)
+            written[name] = Written(bytes=len(data), blake3=digest, crcs=crcs)
         return written
 
-    def read_beside(self, ending: str) -> bytes:
-        return Bucket(self.name.rpartition("/")[0]).read(self.name.rpartition("/")[2] + ending)
+    def _only_replacing(self, name: str) -> Any:
+        """The mode of a put that fails if the object is no longer the one (or none) that is there now."""
+        try:
+            return {"e_tag": self.store.head(name)["e_tag"]}
+        except FileNotFoundError:
+            return "create"
 
+    @_as_os_error
+    def read_beside(self, ending: str) -> bytes:
+        parent, _, name = self._prefix.rpartition("/")
+        return self._open(parent).get(name + ending).bytes().to_bytes()
+
+    @_as_os_error
     def write_beside(self, ending: str, data: bytes) -> None:
-        Bucket(self.name.rpartition("/")[0]).write(self.name.rpartition("/")[2] + ending, data)
+        parent, _, name = self._prefix.rpartition("/")
+        self._open(parent).put(name + ending, data)
 
     @_as_os_error
     def remove(self, name: str) -> None:
@@ -166,29 +205,31 @@ class Bucket(Place):
         with suppress(FileExistsError):
             self.write(LOCK, b"", absent=True)
 
-    def sole_writer(self) -> AbstractContextManager[None]:
-        return lease.Lease(self, beat=lease.BEAT, stale=lease.STALE)
+    @contextmanager
+    def sole_writer(self) -> Iterator[None]:
+        with lease.Lease(self, beat=lease.BEAT, stale=lease.STALE) as self.run:
+            try:
+                yield
+            finally:
+                self.run = ""
 
     @contextmanager
-    def unit(self, number: int) -> Iterator[Callable[[], None]]:
-        self._require_run()
-        yield self._require_run
+    def unit(self, number: int) -> Iterator[None]:
+        yield  # every put is conditional
+
+    def require_run(self) -> None:
+        try:
+            run = Holder.from_bytes(self.read(LOCK)).run
+        except FileNotFoundError:
+            run = ""
+        if run != self.run:
+            raise CacheError(f"{self.name}: its lock is of another run by now; this one stops, nothing of it is lost")
 
     def clean(self) -> None:
         """Nothing to do: an object that was not put whole is not there."""
 
     def disk(self) -> Disk | None:
         return None
-
-    def _require_run(self) -> None:
-        try:
-            run = Holder.from_bytes(self.read(LOCK)).run
-        except FileNotFoundError:
-            run = ""
-        if self._run is None:
-            self._run = run
-        if run != self._run:
-            raise CacheError(f"{self.name}: its lock is of another run by now; this one stops, nothing of it is lost")
 
 
 class _Object(AbstractContextManager["_Object"]):

@@ -10,7 +10,7 @@ import shutil
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -26,7 +26,7 @@ from cache.shards import Written
 from manifests.errors import CacheError
 
 UNITS: Final = "units.lock"  # its byte n is held while unit n is written
-_MAPPED: Final = 256  # shards of 64 MB: addresses, no memory
+_MAPPED: Final = 64  # shards: each takes addresses and an open file, no memory
 # POSIX locks belong to the process: they neither exclude its threads nor survive the closing of another handle.
 _ONE_WRITER_PER_PROCESS = threading.Lock()
 
@@ -130,8 +130,12 @@ class Folder(Place):
             sync_folder(path.parent)
 
     def remove_below(self, folder: str) -> None:
-        if (self.root / folder).exists():
-            shutil.rmtree(self.root / folder)
+        path = self.root / folder
+        if path.is_symlink():  # to another disk: the link is the user's
+            for child in list(path.iterdir()):
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
+        elif path.exists():
+            shutil.rmtree(path)
             sync_folder(self.root)
 
     def prepare(self, folders: Sequence[str]) -> None:
@@ -158,9 +162,12 @@ class Folder(Place):
                 _rewrite(file, b"")
 
     @contextmanager
-    def unit(self, number: int) -> Iterator[Callable[[], None]]:
+    def unit(self, number: int) -> Iterator[None]:
         with _locked(self.root / UNITS, number, 1):
-            yield lambda: None  # the kernel keeps everybody else out
+            yield
+
+    def require_run(self) -> None:
+        """The kernel keeps everybody else out."""
 
     def clean(self) -> None:
         try:  # workers of a run that was killed may still be writing: then these files are theirs

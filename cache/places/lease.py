@@ -35,15 +35,22 @@ class Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="lease")
 
-    def __enter__(self) -> None:
-        while not (self._put(self.holder.to_bytes(), "create") or self._inherit()):
+    def __enter__(self) -> str:
+        """-> the run, for its workers."""
+        while not (created := self._put(self.holder.to_bytes(), "create")) and not self._inherit():
             pass
+        if created and self._put(self.holder.to_bytes(), "create"):
+            raise CacheError(f"{self.bucket}: this S3 server has no conditional puts, so two runs could write at once")
         self._thread.start()
+        return self.holder.run
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._put(b"", {"e_tag": self._tag})  # emptied, not deleted: S3 has no delete under a condition
+        try:
+            self._put(b"", {"e_tag": self._tag})  # emptied, not deleted: S3 has no delete under a condition
+        except OSError as error:  # nothing to end a run for: the next one waits until the lock is stale
+            _log.warning("%s: the lock could not be given back: %s", self.bucket, error)
 
     def _inherit(self) -> bool:
         """Take over a lock that was given back, or in which nothing changes; False if another run was faster.
@@ -73,7 +80,7 @@ class Lease:
                     _log.error("%s: another run has taken over its lock; this one's units are refused", self.bucket)
                     return
                 last = time.monotonic()
-            except OSError as error:
+            except Exception as error:  # whatever a network does; the next beat may get through
                 if time.monotonic() - last > self.stale:
                     _log.error("%s: no sign of life got through for %.0f s: %s", self.bucket, self.stale, error)
 
@@ -85,8 +92,8 @@ class Lease:
         return False
 
     def _look(self) -> tuple[str, Holder]:
-        found = self.bucket.get(LOCK)
-        return found.meta["e_tag"], Holder.from_bytes(found.bytes().to_bytes())
+        data, tag = self.bucket.get(LOCK)
+        return tag, Holder.from_bytes(data)
 
     def _put(self, content: bytes, mode: Any) -> bool:
         from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError

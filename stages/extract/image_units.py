@@ -58,7 +58,7 @@ class ImageUnits:
             for row in rows[start : start + SAM_BATCH]:
                 planned = self.rows[row]
                 try:
-                    image = self.config.open(planned.path, (planned.width, planned.height))
+                    image = self.config.open(planned.path, (planned.width, planned.height), planned.image)
                 except DatasetError as error:
                     work.failures.append({"image": row, "reason": str(error)})
                     continue

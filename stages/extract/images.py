@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -77,7 +78,7 @@ def pad_bottom_right(image: Image.Image, size: int) -> tuple[np.ndarray, Box]:
     return np.array(image.resize((box.width, box.height), Image.Resampling.BILINEAR)), box
 
 
-def open_image(path: Path, expected: tuple[int, int], name: str | None = None) -> Image.Image:
+def open_image(path: Path | BinaryIO, expected: tuple[int, int], name: str | None = None) -> Image.Image:
     """The RGB image of a file, `expected` (width, height) pixels as the manifest says.
 
     name: what messages call the file; default: its path. Raises DatasetError with what is wrong and the cure: file

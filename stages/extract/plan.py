@@ -119,7 +119,7 @@ def plan_images(
     for path in progress(sizes):
         try:
             digest = file_sha256(data_root / path) if hashed else path
-        except OSError as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:  # others may be gone tomorrow
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"can not be read ({error.strerror})"
             found.missing[path] = f"{path} {reason}: put the image into the data root and plan again"
             continue

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from cache.checks import all_finite
-from cache.plan import PlanRow, PlanRows
+from cache.plan import ImageRows, PlanRow, PlanRows
 from cache.store import Store
 from manifests.errors import DatasetError
 from manifests.manifest import Samples
@@ -65,6 +65,11 @@ class PriorUnits:
     @cached_property
     def rows(self) -> PlanRows:
         return PlanRows(self.store.file("rows.parquet"))
+
+    @cached_property
+    def images(self) -> ImageRows:
+        """The plan of the image cache: which content every image has."""
+        return ImageRows(Store.open(self.config.images).file("rows.parquet"))
 
     @cached_property
     def processor(self) -> LMMProcessor:
@@ -128,7 +133,7 @@ class PriorUnits:
         size = (sample.width, sample.height)
         positions = iter(row.token_positions)
         return LMMInput(
-            image=self.processor.prepare(self.config.open(sample.image_path, size)),
+            image=self.processor.prepare(self.config.open(sample.image_path, size, self.images[row.image].image)),
             prompt=self.processor.prompt(sample.prompt, size),
             answer_ids=list(row.answer_ids),
             object_tokens=[[next(positions) for _ in range(count)] for count in row.token_counts],

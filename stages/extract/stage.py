@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -140,8 +141,9 @@ class Extraction:
             }
         )
         with self.cache.sole_writer(), ExitStack() as stack:
-            stack.enter_context(self.images.sole_writer())
-            images = self._image_cache(plan, overwrite=overwrite and own, option="--cache" if own else "--images")
+            if (images := self._finished_images(plan)) is None:
+                stack.enter_context(self.images.sole_writer())
+                images = self._image_cache(plan, overwrite=overwrite and own, option="--cache" if own else "--images")
             if images.complete:
                 stack.close()
             yield images, self._priors_cache(plan, images, overwrite)
@@ -149,6 +151,16 @@ class Extraction:
     def _soft(self) -> dict[str, Any]:
         versions = {name: version(name) for name in LIBRARIES}
         return versions | {"device": self.device, "data_root": str(self.data_root)}
+
+    def _finished_images(self, plan: Plan) -> Store | None:
+        """The image cache, if it is complete and the planned one: then nothing is written, and it may be read-only."""
+        try:
+            images = Store.open(self.images)
+        except CacheError:
+            return None
+        rows = hashlib.sha256(rows_bytes(plan.image_rows)).hexdigest()
+        same = images.meta.identity == plain(self.image_identity()) and images.meta.files["rows.parquet"] == rows
+        return images if images.complete and same else None
 
     def _image_cache(self, plan: Plan, *, overwrite: bool, option: str) -> Store:
         return Store.create_or_resume(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from cache.places import Place
 from cache.store import Store
+from manifests.errors import PipelineError
 from stages.extract.attention import Merge
 from stages.extract.images import open_image
 from stages.extract.presets import LMMPreset
@@ -47,10 +50,26 @@ class WorkerConfig:
     threads: int
     """CPU threads of torch."""
 
-    def open(self, path: str, size: tuple[int, int]) -> Image.Image:
-        """An image of the data root, `size` (width, height) pixels; DatasetError where it can not be used."""
+    def open(self, path: str, size: tuple[int, int], sha256: str) -> Image.Image:
+        """An image of the data root, `size` (width, height) pixels, with the content that was planned.
+
+        DatasetError where it can not be used; PipelineError if it is another one by now, for then the plan is wrong,
+        not the sample; OSError if it can not be read now.
+        """
+        try:
+            data = (self.data_root / path).read_bytes()
+        except FileNotFoundError:
+            raise PipelineError(
+                f"{path} is not in {self.data_root}, where it was when this was planned: put it back, check "
+                "--data-root, or plan anew with --overwrite"
+            ) from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise PipelineError(
+                f"{path} in {self.data_root} is not the image that was planned (its sha256 differs): put that one "
+                "back, check --data-root, or plan anew with --overwrite"
+            )
         # named as in the manifest: the reason goes into the cache, and the data root may be moved before a resume
-        return open_image(self.data_root / path, size, name=path)
+        return open_image(io.BytesIO(data), size, name=path)
 
     def pinned(self, values: Tensor) -> Tensor:
         """Where a GPU fetches it from by itself."""

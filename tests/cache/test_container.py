@@ -97,7 +97,7 @@ DEEP = np.frombuffer(b"[" * 1_000_000, np.uint8)
         (instead(ROWS, put(ROWS, data=np.frombuffer(b"others", "u1"))), "does not have the sha256"),
         (instead(ROWS, put(ROWS, shape=(10**12,), dtype="u1", chunks=(10**6,), compression="gzip")), "not a row"),
         (instead(ROWS, put(ROWS, shape=(10**12,), dtype="u1")), "it is damaged"),
-        (instead(CACHE_JSON, put(CACHE_JSON, data=DEEP)), "recursion"),
+        (instead(CACHE_JSON, put(CACHE_JSON, data=DEEP)), "nested too deeply"),
     ],
 )  # fmt: skip
 def test_refused_when_it_is_opened(tmp_path: Path, change: Callable[[h5py.File], Any], says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from cache import shard_files
+from cache.layout import ArraySpec
 from cache.store import Store
 from cache.verify import repair, verify
 from manifests.errors import CacheError
@@ -90,11 +92,11 @@ def test_values_that_make_no_sense(tmp_path: Path, change: Callable[[dict], None
     assert [(problem.unit, said in problem.text) for problem in verify(store)] == [(1, True)]
 
 
-def test_damage_that_no_extraction_can_mend(tmp_path: Path) -> None:
+def test_damage_that_only_an_extraction_can_mend(tmp_path: Path) -> None:
     made(tmp_path / "cache")
     flip(tmp_path / "cache" / "rows.parquet", 9)
     store = Store.open(tmp_path / "cache", check_files=False)
-    with pytest.raises(CacheError, match=r"rows\.parquet is damaged .* can not be repaired: restore the file"):
+    with pytest.raises(CacheError, match=r"rows\.parquet is damaged .*; run the same extract command again"):
         repair(store, verify(store))
 
 
@@ -151,15 +153,16 @@ def test_a_resume_does_not_skip_a_committed_unit_whose_shard_is_gone(tmp_path: P
 def test_damaged_metadata(tmp_path: Path, name: str) -> None:
     made(tmp_path / "cache")
     reader = Store.open(tmp_path / "cache")
-    flip(tmp_path / "cache" / name, 3)
-    assert any(name in problem for problem in texts(reader))
-    for use in (Store.open, make):
-        with pytest.raises(CacheError, match=rf"{name} is damaged or was changed"):
-            use(tmp_path / "cache")
-    (tmp_path / "cache" / name).unlink()
-    with pytest.raises(CacheError, match=rf"{name} can not be read"):
-        Store.open(tmp_path / "cache")
-    assert make(tmp_path / "cache", overwrite=True).missing_units() == [0, 1, 2]
+    sound = tree(tmp_path / "cache")
+    for damage in (lambda path: flip(path, 3), lambda path: path.unlink()):
+        damage(tmp_path / "cache" / name)
+        assert any(name in problem for problem in texts(reader))
+        with pytest.raises(CacheError, match=rf"{name} .*; run the same extract command again to write it anew"):
+            Store.open(tmp_path / "cache")
+        again = make(tmp_path / "cache")  # it knows all that was there
+        assert again.missing_units() == []
+        again.finish(PLANNED_FAILURES)
+        assert tree(tmp_path / "cache") == sound
 
 
 def test_damaged_cache_json(tmp_path: Path) -> None:
@@ -180,3 +183,51 @@ def test_too_many_open_files_is_not_called_damage(tmp_path: Path, monkeypatch: p
 
 def _no_handles(*_: object) -> None:
     raise OSError(24, "Too many open files")
+
+
+def test_a_damaged_commit_of_an_incomplete_cache_is_repaired(tmp_path: Path) -> None:
+    store = make(tmp_path / "cache")
+    store.write_unit(0, values(0), {})
+    store.write_unit(1, values(1), {})
+    flip(tmp_path / "cache" / "commits" / "000001.json", 30)
+    store = Store.open(tmp_path / "cache")
+    problems = verify(store)
+    assert [problem.unit for problem in problems] == [1] and repair(store, problems) == [1]
+    assert make(tmp_path / "cache").missing_units() == [1, 2]
+
+
+def test_what_can_not_be_read_now_is_not_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = made(tmp_path / "cache")
+    monkeypatch.setattr(shard_files.os, "open", _no_handles)
+    with pytest.raises(OSError, match="Too many open files"):
+        verify(store)
+
+
+def test_a_cache_that_became_another_one_is_not_repaired(tmp_path: Path) -> None:
+    made(tmp_path / "cache")
+    shard(tmp_path / "cache", 1).unlink()
+    store = Store.open(tmp_path / "cache")
+    problems = verify(store)
+    make(tmp_path / "cache", identity={"lmm": "other"}, overwrite=True)
+    before = tree(tmp_path / "cache")
+    with pytest.raises(CacheError, match="was changed since it was verified"):
+        repair(store, problems)
+    assert tree(tmp_path / "cache") == before
+
+
+def test_folders_and_files_of_zarr_that_are_gone_come_back(tmp_path: Path) -> None:
+    sound = tree(root_of(made(tmp_path / "cache")))
+    shutil.rmtree(tmp_path / "cache" / "priors.zarr" / "scale")
+    store = Store.open(tmp_path / "cache", check_files=False)
+    assert repair(store, verify(store)) == [0, 1, 2]
+    fill(again := make(tmp_path / "cache"))
+    again.finish(PLANNED_FAILURES)
+    assert tree(tmp_path / "cache") == sound
+
+
+def test_the_mass_of_a_maximum_over_words_may_exceed_one(tmp_path: Path) -> None:
+    big = [ArraySpec(name="attention_mass", item_shape=(2,), dtype="float32", slots_per_unit=8)]
+    for merge, problems in (("mean", 1), ("max", 0)):
+        store = make(tmp_path / merge, arrays=big, units=1, identity={"merge": merge})
+        store.write_unit(0, {"attention_mass": np.full((8, 2), 3, np.float32)}, {})
+        assert len(verify(store)) == problems

@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_places_name_each_other(place: Place) -> None:
     assert place.at(place.relative(other)) == other and other == place_of(f"{place}".replace("/cache", "/other/images"))
     for elsewhere in (place_of("/data/images"), place_of("s3://elsewhere/images")):
         assert place.at(place.relative(elsewhere)) == elsewhere
-    for wrong in ("gs://bucket/x", "s3://"):
+    for wrong in ("gs://bucket/x", "s3://", "s3://bucket"):
         with pytest.raises(CacheError, match=r"give (one of these|s3://)"):
             place_of(wrong)
 
@@ -125,12 +126,16 @@ def test_of_two_that_begin_together_one_is_refused(place: Place) -> None:
     assert sorted(outcomes) == ["refused", "wrote"]
 
 
-def test_the_lock_of_a_killed_writer_is_taken_over_and_said(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_lock_of_a_killed_writer_is_taken_over_and_said(
+    place: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen([sys.executable, "-c", HOLD, place.name], stdout=subprocess.PIPE, env=environment)
     assert process.stdout is not None and process.stdout.readline() == b"held\n"
-    with pytest.raises(CacheError, match=f"process {process.pid} of"), _patient(place):
-        pytest.fail("two writers")
+    with monkeypatch.context() as patch:
+        patch.setattr(leases, "STALE", 10.0)  # the other process beats as often as it does by default
+        with pytest.raises(CacheError, match=f"process {process.pid} of"), place.sole_writer():
+            pytest.fail("two writers")
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     with caplog.at_level(logging.WARNING), place.sole_writer():
@@ -138,22 +143,57 @@ def test_the_lock_of_a_killed_writer_is_taken_over_and_said(place: Place, caplog
     assert f"its last writer ended without giving back the lock: process {process.pid} of" in caplog.text
 
 
-def _patient(place: Place) -> object:
-    """The other process beats as often as it does by default."""
-    return place.sole_writer() if isinstance(place, Folder) else Lease(Bucket(place.name), beat=5, stale=10)
-
-
-def test_a_run_that_lost_its_lease_can_commit_nothing(bucket: str, tmp_path: Path) -> None:
+def test_a_run_that_lost_its_lease_can_write_nothing_any_more(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = Bucket(f"{bucket}/{tmp_path.name}")
-    with Lease(place, beat=600, stale=600):
-        orphan = make(place)
-        orphan.write_unit(0, values(0), record(0))
-        with Lease(Bucket(place.name), beat=0.1, stale=0.5):
-            with pytest.raises(CacheError, match="its lock is of another run by now"):
-                orphan.write_unit(1, values(1), record(1))
-            fill(make(place_of(place.name)))
-        assert json.loads(place.read(LOCK) or "{}") == {}
-    assert verify(Store.open(place.name)) == []
+    monkeypatch.setattr(leases, "BEAT", 600)  # as if its machine were asleep
+    with place.sole_writer():
+        store = make(place)
+        store.write_unit(0, values(0), record(0))
+        orphan = pickle.loads(pickle.dumps(store))  # in a worker that has not written yet
+        monkeypatch.setattr(leases, "BEAT", 0.1)
+        monkeypatch.setattr(leases, "STALE", 0.5)
+        other = Bucket(place.name)
+        with other.sole_writer():
+            for write in (lambda: orphan.write_unit(1, values(1), record(1)), orphan.finish, orphan.reopen):
+                with pytest.raises(CacheError, match="its lock is of another run by now"):
+                    write()
+            fill(make(other))
+    assert place.read(LOCK) == b"" and verify(Store.open(place.name)) == []
+
+
+def test_a_late_put_does_not_replace_a_committed_shard(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, other = make(f"{bucket}/{tmp_path.name}"), make(f"{bucket}/{tmp_path.name}")
+    honest = Bucket.require_run
+    calls = itertools.count()
+
+    def slow(place: Bucket) -> None:
+        if next(calls) == 0:  # between its look at what is there and its puts another one writes and commits the unit
+            other.write_unit(0, values(1), record(0))
+        honest(place)
+
+    monkeypatch.setattr(Bucket, "require_run", slow)
+    with pytest.raises(CacheError, match="can not be written"):
+        late.write_unit(0, values(0), record(0))
+    np.testing.assert_array_equal(Store.open(late.name).read("attention", 0, 6), values(1)["attention"])
+
+
+def test_a_server_without_conditional_puts_is_refused(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lease, "_put", lambda *_: True)  # as such a server answers
+    with pytest.raises(CacheError, match="has no conditional puts"), Bucket(f"{bucket}/{tmp_path.name}").sole_writer():
+        pytest.fail("two runs could write")
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a%41"])
+def test_a_prefix_is_taken_as_it_is(bucket: str, tmp_path: Path, name: str) -> None:
+    place = Bucket(f"{bucket}/{tmp_path.name}/{name}")
+    place.write("x", b"y")
+    assert place.read("x") == b"y" and Bucket(f"{bucket}/{tmp_path.name}").sizes("") == {f"{name}/x": 1}
 
 
 def test_a_cache_in_a_bucket_has_the_bytes_of_one_in_a_folder(place: Place, tmp_path: Path) -> None:
@@ -208,7 +248,9 @@ def test_a_place_that_gives_back_other_bytes(bucket: str, tmp_path: Path, monkey
 def test_zarrs_object_store_reads_it(bucket: str, tmp_path: Path, spec: object) -> None:
     url = f"{bucket}/{tmp_path.name}"
     made(url)
-    store = ObjectStore(S3Store.from_url(f"{url}/priors.zarr/{spec.name}"), read_only=True)
+    store = ObjectStore(
+        S3Store.from_url(f"{url}/priors.zarr/{spec.name}", client_options={"allow_http": True}), read_only=True
+    )
     expected = np.concatenate([values(unit)[spec.name] for unit in range(UNITS)])
     np.testing.assert_array_equal(zarr.open_array(store, mode="r")[:], expected, strict=True)
 
@@ -219,7 +261,7 @@ def test_an_unreachable_bucket_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     place = Bucket("s3://bucket/cache")
-    place.__dict__["store"] = S3Store.from_url(place.name, retry_config={"max_retries": 0})
+    place.__dict__["store"] = S3Store("bucket", prefix="cache", retry_config={"max_retries": 0})
     with pytest.raises(OSError, match="s3://bucket/cache") as caught:
         place.read("cache.json")
     assert "\n" not in str(caught.value)

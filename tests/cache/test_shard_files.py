@@ -35,11 +35,12 @@ def test_a_unit_is_written_as_encoded(tmp_path: Path, unit: list) -> None:
         assert path.read_bytes() == data
         assert (shard.bytes, shard.blake3) == (len(data), blake3(data).hexdigest())
         np.testing.assert_array_equal(shard.crcs, shards.encode(spec, values)[1])
-        with ShardFile(spec, path) as file:
+        size = shard.bytes
+        with ShardFile(spec, path, size) as file:
             np.testing.assert_array_equal(
-                shards.read(spec, file.fetch, 0, spec.slots_per_unit, crcs=shard.crcs), values
+                shards.read(spec, file.fetch, 0, spec.slots_per_unit, crcs=shard.crcs, size=size), values
             )
-            shards.check_index(spec, file.fetch)
+            shards.check_index(spec, file.fetch, size)
         advise(path, 0, spec.shard_bytes)
     assert not list((tmp_path / "tmp").iterdir())
 

@@ -26,7 +26,7 @@ OPTIONS = {
                  "--device"],
     "manifest": ["--dataset", "--data-root", "--splits", "--limit", "--sentences", "--context", "--file"],
     "cache info": ["--cache"],
-    "cache verify": ["--cache", "--repair"],
+    "cache verify": ["--cache", "--images", "--repair"],
     "cache export": ["--cache", "--to", "--with-images", "--images", "--overwrite"],
     "cache import": ["--cache", "--from", "--images"],
     "cache prune": ["--cache", "--to", "--channels", "--images"],

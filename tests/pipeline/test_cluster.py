@@ -135,7 +135,7 @@ def test_faults_that_pass(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCa
     ("fault", "says", "attempts"),
     [
         ("raise", "^3 failed 2 times, the last time with KeyError: 'no such thing'; --local shows the whole", 2),
-        ("die", "^3 failed 2 times, the last time with its process or its node is gone .*fewer --workers", 2),
+        ("die", r"^\d failed 2 times, the last time with its process or its node is gone .*fewer --workers", 2),
         ("refuse", "^the disk is full$", 1),
     ],
 )
@@ -145,7 +145,9 @@ def test_a_fault_that_stays(
     monkeypatch.setattr("pipeline.cluster.ATTEMPTS", 2)
     with pytest.raises(PipelineError, match=says) as caught:
         run(cluster, make_worker(tmp_path, {3: fault}, once=False), units=5)
-    assert (tmp_path / "attempts3").stat().st_size == attempts and "\n" not in str(caught.value)
+    tried = (tmp_path / "attempts3").stat().st_size  # a neighbour that died with it may be the first to reach the bound
+    assert tried == attempts or (fault == "die" and 0 < tried <= attempts)
+    assert "\n" not in str(caught.value)
 
 
 def test_workers_that_can_not_be_made(cluster: Cluster) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cache.places import place_of
 from pipeline.extract import shown
 from pipeline.extract_record import Record
 from stages.extract.work import WorkUnit
@@ -50,7 +51,7 @@ def test_bars_show_rates_and_failures_of_their_own_kind(capsys: pytest.CaptureFi
 def test_the_record_adds_up_restarts_and_retries_of_all_runs(tmp_path: Path) -> None:
     values: dict[str, Any] = {}
     for _ in range(2):  # the second run takes up what the first one, killed, left
-        record = Record(tmp_path / "cache", tmp_path / "images", "a plan", values)
+        record = Record(place_of(tmp_path / "cache"), place_of(tmp_path / "images"), "a plan", values)
         record.begin(planning=0.1)
         record.faults.update(restarts=1, retries=3)
         record.add({"kind": "images", "unit": 0, "images": 4, "bytes": 10, "failures": [], "seconds": {"read": 1.0}})
