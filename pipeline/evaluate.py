@@ -51,8 +51,10 @@ def run(args: Evaluate) -> None:
         raise PipelineError(f"--lam {args.lam}: must lie between 0 and 1")
     if args.batch_size < 1:
         raise PipelineError(f"--batch-size {args.batch_size}: must be at least 1")
+    priors = Priors.open(args.cache, images_dir=args.images, need_images=False)
     head = load_head(args.head)
-    priors = Priors.open(args.cache, images_dir=args.images, need_images=head.refined_size is not None)
+    if head.refined_size is not None and priors.images is None:
+        priors = Priors.open(args.cache, images_dir=args.images)  # says where they were looked for
     training = _same_priors(args.head, priors)
     indices = held_out(priors, args.splits)
     device = choose_device(args.device)

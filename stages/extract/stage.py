@@ -140,13 +140,14 @@ class Extraction:
                 self.cache: bytes_to_write(self.cache, plan.arrays, plan.units),
             }
         )
-        with self.cache.sole_writer(), ExitStack() as stack:
+        with ExitStack() as stack:
             if (images := self._finished_images(plan)) is None:
                 stack.enter_context(self.images.sole_writer())
                 images = self._image_cache(plan, overwrite=overwrite and own, option="--cache" if own else "--images")
             if images.complete:
                 stack.close()
-            yield images, self._priors_cache(plan, images, overwrite)
+            with self.cache.sole_writer():
+                yield images, self._priors_cache(plan, images, overwrite)
 
     def _soft(self) -> dict[str, Any]:
         versions = {name: version(name) for name in LIBRARIES}

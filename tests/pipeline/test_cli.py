@@ -104,8 +104,8 @@ def test_wrong_input_is_one_line_with_a_cure(
 @pytest.mark.parametrize(
     ("raised", "line"),
     [
-        (OSError(28, "No space left", "/a/b"), "error: /a/b: No space left; free it, or choose another place"),
-        (OSError(28, "No space left"), "error: No space left; free it, or choose another place"),
+        (OSError(28, "No space left", "/a/b"), "error: /a/b: No space left; free some, or choose another place"),
+        (OSError(28, "No space left"), "error: No space left; free some, or choose another place"),
         (ConnectionError("no Ray\nat host:1"), "error: no Ray at host:1"),
         (OSError(), "error: OSError()"),
     ],

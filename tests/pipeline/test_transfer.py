@@ -52,4 +52,4 @@ def test_training_and_evaluation_from_the_file(small_cache: Path, tmp_path: Path
         metrics = json.loads((out / "metrics.json").read_text())
         results.append(((head / "model.safetensors").read_bytes(), metrics["res"]))
     assert results[0] == results[1] and results[0][1]
-    cli("evaluate", "--cache", alone, "--head", tmp_path / "head0", "--out", tmp_path / "out", expect=2)
+    cli("evaluate", "--cache", alone, "--head", tmp_path / "head0", "--out", tmp_path / "out")  # needs no images

@@ -323,7 +323,7 @@ def test_values_that_are_not_finite_fail_their_sample_only(
         order[-1]: "inf or nan in the LMM's answer_hidden with float32: give another --dtype",
     }
     for sample in own:
-        row = priors.rows.row(sample)
+        row = priors.rows[sample]
         assert not priors.store.read("attention", row.slot, row.slot + row.objects).any()
         assert not priors.store.read("hidden", row.token_slot, row.token_slot + sum(row.token_counts)).any()
     assert [entry["image"] for entry in priors.images.failures()] == [1]
