@@ -1,7 +1,7 @@
 """How fast is the cache? Against numpy.memmap and np.save + fsync of the same bytes, and against other readers.
 
-    python -m benchmarks.cache_io            LLaVA-1.5-7B's units: 25 repeats, 2.3 GB of disk, 3 minutes on 2 cores
-    python -m benchmarks.cache_io --quick    fewer objects and repeats: half a minute, no claim
+    python -m benchmarks.cache_io            LLaVA-1.5-7B's units: 25 repeats, 2.3 GB of disk, 10 minutes on 2 cores
+    python -m benchmarks.cache_io --quick    fewer objects and repeats: a minute or two, no claim
 
 Everything takes turns in one run, on an otherwise idle machine, and speeds are medians of paired ratios (1 is as fast
 as numpy, 0.5 takes twice its time). Reading: one object (1024×24×24 float16) at a time in random order, all of it in
@@ -26,6 +26,7 @@ import numpy as np
 import tyro
 import zarr
 
+from benchmarks import scale
 from benchmarks.encoded_bytes import encodings, real_maps
 from benchmarks.ratios import ratio
 from cache import shards
@@ -217,6 +218,14 @@ def bytes_per_object(specs: Sequence[ArraySpec]) -> dict[str, int]:
     return {name: -(-size // attention.slots_per_unit) for name, size in per_object.items()}
 
 
+def opening(config: Config) -> dict[str, Any]:
+    """Opening a cache of a million objects, and how that grows; --quick: of 20,000, under another name."""
+    if config.quick:
+        return {"open_20k_s": scale.main(scale.Config(objects=20_000, small=2_000))["open_1m_s"]}
+    found = scale.main(scale.Config())
+    return {name: found[name] for name in ("open_1m_s", "open_1m_over_10k")}
+
+
 def main(config: Config) -> dict[str, Any]:
     specs, load = llava_arrays(), os.getloadavg()[0]
     shutil.rmtree(config.dir, ignore_errors=True)
@@ -227,7 +236,7 @@ def main(config: Config) -> dict[str, Any]:
         result["bytes_per_object"] = bytes_per_object(specs)
         result["encodings"] = encodings(real_maps(config.cache, config.dir), specs)
         result["bytes_per_object"] |= {name: each["bytes_per_object"] for name, each in result["encodings"].items()}
-        # further measurements (opening a large cache) add their keys here
+        result |= opening(config)
     finally:
         shutil.rmtree(config.dir, ignore_errors=True)
     result |= {
