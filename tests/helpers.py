@@ -7,6 +7,8 @@ from typing import Any
 
 from pipeline.cli import main
 
+FEW = ["extract", "--dataset", "scenes-refcoco", "--splits", "val", "--local"]
+
 
 def cli(*args: Any, expect: int = 0) -> None:
     """`run_pipeline.py ARGS` in this process; fails unless it exits with `expect`."""

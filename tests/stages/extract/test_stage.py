@@ -20,11 +20,9 @@ from PIL import Image
 
 from cache.priors import Priors
 from cache.store import Store
-from manifests.errors import ModelError
 from manifests.scenes.write import ScenesConfig, write_scenes
 from manifests.schema import Sample
 from pipeline.runtime import run_units
-from stages.extract import prior_units
 from stages.extract.capture import AttentionCapture
 from stages.extract.images import open_image
 from stages.extract.lmm import FrozenLMM
@@ -33,7 +31,7 @@ from stages.extract.processor import LMMInput, LMMProcessor
 from stages.extract.sam import encode_images, load_sam, preprocess_sam
 from stages.extract.worker import ExtractionWorker
 from tests.cache.caches import make, root_of
-from tests.helpers import cli, tree
+from tests.helpers import FEW, cli, tree
 
 REPO = Path(__file__).parents[3]
 FLOAT16 = 5e-4  # relative rounding of a value of a scaled map or state, see cache.scaling
@@ -187,9 +185,6 @@ def test_a_foreign_folder_and_a_missing_root_are_refused(
     assert "Traceback" not in errors
 
 
-FEW = ["extract", "--dataset", "scenes-refcoco", "--splits", "val", "--local"]
-
-
 def test_an_image_cache_of_others_is_never_deleted(
     tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,71 +223,6 @@ def test_units_in_flight_give_the_same_bytes(
     monkeypatch.setattr("pipeline.runtime.run_units", together)
     cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
     assert tree(tmp_path / "cache") == tree(small_cache)
-
-
-def test_nothing_is_read_while_a_model_is_loaded(
-    tmp_path: Path, data_root: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """transformers sets torch's default dtype while it loads, for all threads: pixels read then would be others."""
-    made = prior_units.load_lmm
-    pixels = LMMProcessor.pixels
-
-    def slow(*args: Any) -> FrozenLMM:
-        lmm = made(*args)
-        torch.set_default_dtype(torch.bfloat16)
-        time.sleep(1)
-        torch.set_default_dtype(torch.float32)
-        return lmm
-
-    def watched(self: LMMProcessor, images: Any) -> Any:
-        assert torch.get_default_dtype() == torch.float32
-        return pixels(self, images)
-
-    def together(*args: Any, **options: Any) -> Any:
-        return run_units(*args, **options | {"in_flight": 3})
-
-    monkeypatch.setattr(prior_units, "load_lmm", slow)
-    monkeypatch.setattr(LMMProcessor, "pixels", watched)
-    monkeypatch.setattr("pipeline.runtime.run_units", together)
-    cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
-    assert tree(tmp_path / "cache") == tree(small_cache)
-
-
-def test_a_model_that_can_not_be_loaded_is_tried_once(
-    tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = []
-
-    def broken(*_: Any) -> None:
-        tried.append(1)
-        raise ModelError("no such weights")
-
-    def together(*args: Any, **options: Any) -> Any:
-        return run_units(*args, **options | {"in_flight": 3})
-
-    monkeypatch.setattr(prior_units, "load_lmm", broken)
-    monkeypatch.setattr("pipeline.runtime.run_units", together)
-    cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local", expect=2)
-    assert capsys.readouterr().err.strip().endswith("error: no such weights") and len(tried) == 1
-
-
-def test_images_that_do_not_fit_together_are_encoded_in_halves(
-    tmp_path: Path, data_root: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes = []
-
-    def three_at_most(sam: Any, batch: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(batch))
-        if len(batch) > 3:
-            raise torch.OutOfMemoryError
-        return encode_images(sam, batch)
-
-    monkeypatch.setattr("stages.extract.image_units.encode_images", three_at_most)
-    cli("extract", "--data-root", data_root, "--cache", tmp_path / "cache", "--local")
-    assert max(sizes) == 8 and 2 in sizes
-    halves, whole = Priors.open(tmp_path / "cache"), Priors.open(small_cache)
-    for index in range(len(whole)):
-        np.testing.assert_allclose(halves.embedding(index), whole.embedding(index), rtol=2e-3, atol=2e-3)
 
 
 def test_values_that_are_not_finite_fail_their_sample_only(
@@ -366,18 +296,3 @@ def test_the_record_counts_over_runs_and_is_kept_where_nothing_is_left(
     cli(*few)
     again = json.loads(file.read_text())
     assert again["extracted"] == second["extracted"]  # a cache made anew, not twice as much
-
-
-@pytest.mark.parametrize(("kind", "cure"), [("images", "a smaller --sam"), ("priors", "--batch-size 2")])
-def test_too_little_memory_names_the_unit_and_the_cure(
-    tmp_path: Path, data_root: Path, kind: str, cure: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def too_large(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
-
-    monkeypatch.setattr(
-        *((AttentionCapture, "run") if kind == "priors" else ("stages.extract.image_units.encode_images",)), too_large
-    )
-    cli(*FEW, "--data-root", data_root, "--cache", tmp_path / "cache", expect=2)
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"unit 0 of {kind} does not fit" in last and "Tried to allocate 9 GiB" in last and f"give {cure}" in last
