@@ -176,8 +176,10 @@ class Campaign:
             self.unexpected += problems
 
     def last_error(self) -> str:
-        lines = [line for line in Path(self.log.name).read_text().splitlines() if line.startswith("error: ")]
-        return lines[-1] if lines else "no error"
+        said = [
+            line[line.index("error: ") :] for line in Path(self.log.name).read_text().splitlines() if "error: " in line
+        ]
+        return said[-1] if said else "no error"  # the line may have begun as a progress bar
 
 
 def schedule(kills: int, rng: random.Random) -> list[str]:

@@ -1,6 +1,6 @@
 """Can the cache be trusted? Kills, faulty workers, a full disk, two writers, flipped bits, a stale shard.
 
-    python -m benchmarks.faults              100 kills, 1,100 flips: about 20 minutes on 2 cores
+    python -m benchmarks.faults              100 kills, 1,100 flips: half an hour on 2 cores
     python -m benchmarks.faults --quick      5 kills, 110 flips: 2 minutes
 
 The extraction is the real one (the embedded LMM on generated scenes, in units of a few objects, on a Ray cluster of two
