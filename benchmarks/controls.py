@@ -30,7 +30,8 @@ from cache.priors import Priors, SamplePriors
 from manifests.manifest import Samples
 from manifests.schema import Sample
 from pipeline.cli import main as run_pipeline
-from pipeline.train_head import TrainHead, build
+from pipeline.head_options import build
+from pipeline.train_head import TrainHead
 from stages.evaluate.baselines import Lexicon, NounPhrases
 from stages.evaluate.keywords import summarise_chooser, summarise_keywords, words_of
 from stages.evaluate.png import summarise_png
@@ -38,7 +39,8 @@ from stages.evaluate.res import summarise_res
 from stages.evaluate.results import ObjectResult
 from stages.evaluate.stage import run_head
 from stages.extract.checkpoint import file_sha256
-from stages.train_head.trainer import RECIPES, train
+from stages.train_head.recipe import RECIPES
+from stages.train_head.trainer import train
 
 
 @dataclass(kw_only=True, slots=True)

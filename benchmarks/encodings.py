@@ -27,7 +27,7 @@ from cache.priors import Priors
 from cache.store import Store
 from pipeline.cli import main as run_pipeline
 from stages.train_head.ranking import rank_maps
-from stages.train_head.trainer import RECIPES
+from stages.train_head.recipe import RECIPES
 
 
 @dataclass(kw_only=True, slots=True)

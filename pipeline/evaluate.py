@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manifests.errors import IdentityMismatch, PipelineError
+from manifests.errors import PipelineError
 from pipeline.train_head import bytes_read, choose_device, prepare_out, shown_bytes
 
 
@@ -22,6 +21,8 @@ class Evaluate:
     """Its image cache, if it is no longer where extraction or the export put it."""
     head: Path = Path("runs/head")
     """Folder of a head that `train-head` made."""
+    head_class: str | None = None
+    """Whose code a head is that is none of this program's: module:Class. It is run."""
     out: Path = Path("runs/evaluation")
     """Folder for metrics.json, results.md, report.html and sheet.png."""
     splits: tuple[str, ...] | None = None
@@ -44,7 +45,8 @@ def run(args: Evaluate) -> None:
     from manifests.errors import DatasetError
     from stages.evaluate.report import is_evaluation, markdown, write_report
     from stages.evaluate.stage import draw_cases, held_out, run_head, summarise
-    from stages.train_head.heads import load_head
+    from stages.train_head.heads import head_class
+    from stages.train_head.heads.checkpoint import load_head, read_record, require_same_priors
 
     start = time.perf_counter()
     if not 0 < args.lam < 1:
@@ -52,10 +54,11 @@ def run(args: Evaluate) -> None:
     if args.batch_size < 1:
         raise PipelineError(f"--batch-size {args.batch_size}: must be at least 1")
     priors = Priors.open(args.cache, images_dir=args.images, need_images=False)
-    head = load_head(args.head)
+    head = load_head(args.head, head_class(args.head_class) if args.head_class else None)
     if head.refined_size is not None and priors.images is None:
         priors = Priors.open(args.cache, images_dir=args.images)  # says where they were looked for
-    training = _same_priors(args.head, priors)
+    require_same_priors(head, priors.identity, str(args.head))
+    training = read_record(args.head)
     indices = held_out(priors, args.splits)
     device = choose_device(args.device)
     prepare_out(args.out, "evaluation", is_evaluation)
@@ -66,7 +69,7 @@ def run(args: Evaluate) -> None:
     read = bytes_read(priors, head)
     about = {
         "lmm": soft.get("lmm", "unknown"),
-        "head": f"{training['head']}, {training['parameters']:,} parameters, {len(training['epochs'])} epochs",
+        "head": f"{head.name}, {sum(p.numel() for p in head.parameters()):,} parameters, {_trained(training)}",
         "cache": args.cache,
         "samples": len(indices),
         "objects": objects,
@@ -93,19 +96,8 @@ def run(args: Evaluate) -> None:
     )
 
 
-def _same_priors(folder: Path, priors: Any) -> dict[str, Any]:
-    """The record of the head's training; refuses a head that was trained on priors of another identity."""
-    from cache.derive import content_of
-    from cache.identity import differing
-
-    try:
-        record = json.loads((folder / "training.json").read_text())
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"{folder / 'training.json'} can not be read ({error}): train the head again") from None
-    # which images were embedded does not matter to a head, how they were does
-    if found := differing(content_of(record["cache_identity"]), content_of(priors.identity)):
-        raise IdentityMismatch(
-            f"the head in {folder} was trained on other priors than these: {'; '.join(map(str, found))}; "
-            "train a head on this cache, or extract with the head's settings"
-        )
-    return record
+def _trained(record: dict[str, Any]) -> str:
+    """How a head came to be, from its record."""
+    if "recipe" in record:
+        return f"{record['recipe']['epochs']} epochs"
+    return str(record.get("command", "of unknown origin"))

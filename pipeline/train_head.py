@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from manifests.errors import PipelineError
+
+BEST = "best"
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainHead:
-    """Train mask decoder, mask refiner and keyword selector from a cache; neither the LMM nor an image is opened."""
+    """Train a grounding head from a cache; neither the LMM nor an image is opened. Killed? The same command goes on."""
 
     cache: str = "runs/cache"
     """A complete cache: a folder, s3://bucket/prefix, or an .h5 file that `cache export` made."""
     images: str | None = None
     """Its image cache, if it is no longer where extraction or the export put it."""
     out: Path = Path("runs/head")
-    """Folder for the head: weights, config, training.json."""
+    """Folder for the head (weights, config, training.json), the best one of the validations in best/, logs/."""
     head: str = "unet-sam"
-    """Which head to train."""
+    """unet-sam (F-LMM's), another head of this program (an unknown name lists them), or your own: module:Class."""
     preset: Literal["auto", "paper", "demo"] = "auto"
     """Sizes and recipe: paper's, or small ones for the embedded default; auto: demo for LMMs of under 128 maps."""
+    option: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """One of the head's own options, NAME=VALUE as --option base_width=32; may be given several times."""
     refiner: bool = True
     """Refine the coarse masks with SAM."""
     prompt_mask: bool = True
@@ -35,121 +40,141 @@ class TrainHead:
     """Prompt SAM with the coarse mask's box."""
     prompt_text: bool = True
     """Prompt SAM with the words' hidden states."""
+    input_size: int | None = None
+    """Side to which maps are resized; 0: the LMM's own grid; default: the preset's (64 in the paper)."""
+    layers: str | None = None
+    """Only attention of these layers of the LMM: 8-15, or 0,3,5."""
+    channels: str | None = None
+    """Only the K maps that agree best with training masks: 64; or which ones: 0,5,17 (layer * heads + head)."""
+    init_from: Path | None = None
+    """Begin with these weights: the folder of a head, or a published F-LMM checkpoint (.pth; non-commercial)."""
     epochs: int | None = None
     """Passes over the training samples; default: the preset's."""
     lr: float | None = None
     """Peak learning rate; default: the preset's."""
     batch_size: int = 8
-    """Samples of a step."""
+    """Samples of a batch, for each worker."""
+    accumulate: int = 1
+    """Batches of a step, for each worker: larger steps in the same memory."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """bf16: mixed precision, weights stay float32; auto: bf16 on a GPU."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is validated and kept instead, as 0.999; 0: none."""
+    validate_every: int = 0
+    """Steps between validations (cIoU on samples of val); 0: before the first step and after every epoch."""
     seed: int = 0
     device: str = "auto"
     """cuda, cpu or auto."""
+    workers: int = 1
+    """GPUs (or, with --device cpu, processes) that train together, through Ray Train: pip install 'ray[train]'."""
+    ray_address: str | None = None
+    """A running Ray cluster for more than one worker; --cache and --out must be at the same paths on all its nodes."""
     memory_gb: float = 2.0
-    """RAM for samples that stay decoded between epochs."""
+    """RAM for samples that stay decoded between epochs, for each worker."""
+    checkpoint_minutes: float = 2.0
+    """Minutes between stored states, from which a killed training goes on; 0: after every step."""
+    restart: bool = False
+    """Begin anew where an unfinished training lies in --out."""
     sam_checkpoint: Path | None = None
     """SAM's weights that the refiner starts from; default as in extract."""
 
 
 def run(args: TrainHead) -> None:
-    """Train, save, print the scores of the epochs and what it cost."""
-    from tqdm import tqdm
+    """Train, save, print the scores and what it cost."""
+    if args.workers < 1:
+        raise PipelineError(f"--workers {args.workers}: must be at least 1")
+    if args.workers > 1:
+        from pipeline.train_workers import run_workers
 
+        record = run_workers(args)
+    else:
+        record = train_here(args, choose_device(args.device))
+    print(summary(args, record))
+
+
+def train_here(args: TrainHead, device: str) -> dict[str, Any]:
+    """Train in this process, alone or as one of the workers of torch.distributed's group; -> training.json."""
+    from cache.identity import digest
     from cache.priors import Priors
-    from stages.train_head.heads.base import is_head
-    from stages.train_head.trainer import train, trainable
+    from pipeline.head_options import build
+    from pipeline.training_log import TrainingLog
+    from stages.train_head.heads.checkpoint import is_head, save_head
+    from stages.train_head.state import STATE_FILE
+    from stages.train_head.team import Team
+    from stages.train_head.trainer import Keeping, train, trainable
 
-    start = time.perf_counter()
-    priors = Priors.open(
-        args.cache, images_dir=args.images, need_images=args.refiner, memory_bytes=int(args.memory_gb * 2**30)
-    )
+    start, team = time.perf_counter(), Team.of_process()
+    memory = int(args.memory_gb * 2**30)
+    priors = Priors.open(args.cache, images_dir=args.images, need_images=False, memory_bytes=memory)
     trainable(priors)
-    device = choose_device(args.device)
-    head, recipe = build(args, priors)
-    prepare_out(args.out, "head", is_head)
-    bar = tqdm(desc="train", unit="step")
+    head, recipe = build(args, priors, device)
+    if head.refined_size is not None and priors.images is None:
+        Priors.open(args.cache, images_dir=args.images)  # raises: it says where they were looked for
+    prepare_out(args.out, "head", lambda out: is_head(out) or (out / STATE_FILE).is_file())
+    state = args.out / STATE_FILE
+    if args.restart and team.leads:
+        state.unlink(missing_ok=True)
+    head.priors = priors.identity
+    facts = {"head": head.name, "shape": asdict(head.shape), "config": asdict(head.config), "device": device}
+    keeping = Keeping(file=state, minutes=args.checkpoint_minutes, facts=facts | {"priors": digest(priors.identity)})
+    log = TrainingLog(args.out / "logs", priors, recipe, device, shown=team.leads)
 
-    def on_step(news: dict[str, Any]) -> None:
-        if "validation" in news:
-            record = news["validation"]
-            tqdm.write("  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in record.items()))
-            return
-        bar.total = news["steps"]
-        counted["objects"] += news["objects"]
-        bar.set_postfix_str(f"loss {news['loss']:.3f}, {counted['objects'] / bar.format_dict['elapsed']:.0f} objects/s")
-        bar.update()
+    def on_validation(news: dict[str, Any], now: Any) -> None:
+        log.validation(news, now)
+        if news.get("best") and team.leads:
+            save_head(now, args.out / BEST, _record(args, recipe, now, priors) | {"validation": news})
 
-    counted = {"objects": 0}
-    history = train(head, priors, recipe, device=device, on_step=on_step)
-    bar.close()
-    path = args.out / "training.json"
-    path.unlink(missing_ok=True)  # new weights never lie beside the identity of older ones
-    head.save(args.out)
-    record = {
-        "command": "train-head",
-        "head": args.head,
-        "recipe": asdict(recipe),
-        "parameters": sum(p.numel() for p in head.parameters()),
-        "cache": args.cache,
-        "cache_identity": priors.identity,
-        "epochs": history.epochs,
+    with log:
+        history = train(
+            head, priors, recipe, device=device, team=team, keeping=keeping, on_step=log.step,
+            on_validation=on_validation,
+        )  # fmt: skip
+    record = _record(args, recipe, head, priors) | {
+        "validations": history.validations,
+        "best": history.best,
         "steps": history.steps,
         "objects": history.objects,
         "failed_samples": history.failed,
-        **bytes_read(priors, head),
         "seconds": {"total": round(time.perf_counter() - start, 2), "training": round(history.seconds, 2)},
         "objects_per_s": round(history.objects / max(1e-9, history.seconds), 1),
         "data_wait_share": round(history.waiting / max(1e-9, history.seconds), 4),
     }
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(
-        f"train-head: {record['parameters']:,} parameters, {history.steps} steps, {record['objects_per_s']} objects/s, "
-        f"waited for data {100 * record['data_wait_share']:.1f} % of {history.seconds:.1f} s; "
-        f"cache: {shown_bytes(record)}; failed samples: {history.failed['train']} training (left out), "
-        f"{history.failed['val']} validation (misses); {record['seconds']['total']:.1f} s; head: {args.out}"
+    if team.leads:
+        save_head(head, args.out, record)
+        state.unlink(missing_ok=True)
+    return record
+
+
+def _record(args: TrainHead, recipe: Any, head: Any, priors: Any) -> dict[str, Any]:
+    return {
+        "command": "train-head",
+        "head": args.head,
+        "recipe": asdict(recipe),
+        "workers": args.workers,
+        "parameters": sum(p.numel() for p in head.parameters()),
+        "cache": args.cache,
+        "lmm": priors.store.meta.soft.get("lmm", "unknown"),
+        **({"init_from": str(args.init_from)} if args.init_from else {}),
+        **bytes_read(priors, head),
+    }
+
+
+def summary(args: TrainHead, record: dict[str, Any]) -> str:
+    """What the command says in the end."""
+    failed = record["failed_samples"]
+    best = record["best"]
+    scores = ""
+    if best is not None:
+        last = record["validations"][-1]
+        names = [name for name in last if name.startswith("val_ciou_")]
+        scores = ", ".join(f"{name} {last[name]:.3f}" for name in names)
+        scores = f"validation at the end: {scores}; best at step {best['step']}: {args.out / BEST}\n"
+    return (
+        f"{scores}train-head: {record['parameters']:,} parameters, {record['steps']} steps, {record['objects_per_s']} "
+        f"objects/s, waited for data {100 * record['data_wait_share']:.1f} % of {record['seconds']['training']:.1f} s; "
+        f"cache: {shown_bytes(record)}; failed samples: {failed['train']} training (left out), "
+        f"{failed['val']} validation (misses); {record['seconds']['total']:.1f} s; head: {args.out}"
     )
-
-
-def build(args: TrainHead, priors: Any) -> tuple[Any, Any]:
-    """An untrained head that fits the cache, its refiner started from SAM, and the recipe."""
-    import torch
-
-    from stages.extract.sam import SamConfig, load_sam
-    from stages.train_head.heads import HEADS
-    from stages.train_head.heads.base import PriorShape
-    from stages.train_head.heads.grounding_head import PRESETS, GroundingHead
-    from stages.train_head.trainer import RECIPES
-
-    if args.head not in HEADS:
-        raise PipelineError(f"--head {args.head}: known are {', '.join(HEADS)}")
-    preset = args.preset if args.preset != "auto" else ("demo" if _lmm_maps(priors) < 128 else "paper")
-    try:
-        recipe = replace(RECIPES[preset], batch_size=args.batch_size, seed=args.seed)
-        given: dict[str, Any] = {"epochs": args.epochs, "lr": args.lr}
-        recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
-        sam = priors.identity["images"]["identity"]["sam"]
-        sizes = SamConfig.from_dict({k: v for k, v in sam.items() if k not in ("weights", "dtype", "name")})
-        config = replace(
-            PRESETS[preset],
-            refiner=args.refiner,
-            prompt_mask=args.prompt_mask,
-            prompt_box=args.prompt_box,
-            prompt_text=args.prompt_text,
-            sam=sizes,
-        )
-    except ValueError as error:
-        raise PipelineError(f"train-head: {error}") from None
-    torch.manual_seed(args.seed)
-    shape = PriorShape(channels=priors.channels, layers=priors.layers, width=priors.width)
-    head = GroundingHead(shape, config)
-    if args.refiner:
-        head.start_from(load_sam(sam["name"], args.sam_checkpoint))
-    return head, recipe
-
-
-def _lmm_maps(priors: Any) -> int:
-    """Attention maps per object that the LMM gave; a pruned cache has fewer."""
-    lmm = priors.identity["lmm"]
-    return lmm.get("views", 1) * lmm.get("attention_layers", lmm["layers"]) * lmm["heads"]
 
 
 def prepare_out(out: Path, what: str, is_ours: Callable[[Path], bool]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from stages.evaluate.report import Evaluation
 from stages.evaluate.res import summarise_res
 from stages.evaluate.results import ObjectResult, Which, by_split
 from stages.extract.images import open_image
-from stages.train_head.data import PriorsLike, as_box, prefetch, read_batch, splits_of
+from stages.train_head.data import PriorsLike, as_box, prefetch, read_batch, reader_threads, splits_of
 from stages.train_head.heads.base import Head, ImageLogits, crop_resize, to_image_masks
 
 
@@ -78,18 +79,19 @@ def run_head(
     """
     head.to(device).eval()
     outcome = Outcome(referring=[], narrative=[], words=[], failures={}, seconds=0.0)
-    start = time.perf_counter()
+    start, selects = time.perf_counter(), True
     groups = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
-    batches = ((group, read_batch(priors, group, embeddings=head.refined_size is not None)) for group in groups)
-    for group, batch in prefetch(batches):
+    jobs = [partial(read_batch, priors, group, head, device) for group in groups]
+    for group, batch in zip(groups, prefetch(jobs, threads=reader_threads()), strict=True):
         if batch is not None:
             inputs = batch.inputs.to(device)
             output = head(inputs)
-            token_scores = output.keyword.sigmoid().cpu().numpy()
+            selects = output.keyword is not None
+            token_scores = None if output.keyword is None else output.keyword.sigmoid().cpu().numpy()
             logits = dict(zip(batch.indices, to_image_masks(output, inputs), strict=True))
             items = dict(zip(batch.indices, batch.items, strict=True))
         else:
-            token_scores, logits, items = np.zeros(0, np.float32), {}, {}
+            token_scores, logits, items = None, {}, {}
         used = 0
         for index in group:
             sample = priors.samples[index]
@@ -102,7 +104,7 @@ def run_head(
             if sample.task == "narrative":
                 words, truth = words_in(sample.pieces)
                 scores = None
-                if index in items:
+                if index in items and token_scores is not None:
                     count = len(items[index].answer_word)
                     scores = word_scores(token_scores[used : used + count], items[index].answer_word, len(words))
                     used += count
@@ -118,6 +120,8 @@ def run_head(
                     )
                 )
         on_batch(len(group))
+    if not selects:  # its words are not wrong: it says nothing about them
+        outcome.words = []
     outcome.seconds = time.perf_counter() - start
     return outcome
 
@@ -193,7 +197,7 @@ def draw_cases(
     for kind, number in chosen:
         result = results[number]
         index, item = index_of[result.sample_id], numbers[number]
-        batch = read_batch(priors, [index], embeddings=head.refined_size is not None)
+        batch = read_batch(priors, [index], head)
         assert batch is not None
         logits = to_image_masks(head(batch.inputs), batch.inputs)[0]
         coarse = (logits.coarse[item] > 0).cpu().numpy()

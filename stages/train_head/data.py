@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -60,9 +60,10 @@ def as_box(values: Sequence[int]) -> Box:
     return Box(top=top, left=left, height=height, width=width, size=size)
 
 
-def read_batch(priors: PriorsLike, indices: Sequence[int], *, embeddings: bool, device: str = "cpu") -> Batch | None:
-    """The batch of these samples; those that failed in extraction are left out; None where nothing is left.
+def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: str = "cpu") -> Batch | None:
+    """The batch of these samples for a head; those that failed in extraction are left out; None if nothing is left.
 
+    It has the maps that the head looks at, and SAM's embeddings if it refines.
     device: where it will go. For a GPU what is large stays float16, in pinned memory: it fetches that by itself.
 
     answer_hidden holds the tokens of narratives only: the keyword selector learns from texts in which some words name
@@ -71,6 +72,7 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], *, embeddings: bool, 
     found = [(i, item) for i in indices if (item := priors.read(i)) is not None]
     if not found:
         return None
+    embeddings, maps = head.refined_size is not None, head.shape.maps
     kept, items = [i for i, _ in found], [item for _, item in found]
     samples = [priors.samples[i] for i in kept]
     counts = [len(item.attention) for item in items]
@@ -78,7 +80,7 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], *, embeddings: bool, 
     width = items[0].answer_hidden.shape[-1]
     answers = [item.answer_hidden for item, s in zip(items, samples, strict=True) if s.task == "narrative"]
     inputs = HeadBatch(
-        attention=_gathered([item.attention for item in items], device),
+        attention=_gathered([item.attention if maps is None else item.attention[:, maps] for item in items], device),
         hidden=torch.from_numpy(np.concatenate([item.hidden for item in items])),
         hidden_object=torch.from_numpy(
             np.concatenate([item.hidden_object + start for item, start in zip(items, starts, strict=True)])
@@ -116,37 +118,23 @@ def targets_of(priors: PriorsLike, batch: Batch, head: Head) -> Targets:
     )
 
 
-def prefetch(items: Iterator[T], depth: int = 4) -> Iterator[T]:
-    """The same items, made `depth` ahead by one thread; its errors are raised here."""
-    ready: queue.Queue[T | BaseException | None] = queue.Queue(depth)
-    stop = threading.Event()
+def reader_threads() -> int:
+    """How many threads read and decode batches: one where the optimiser needs the cores, some on a GPU's host."""
+    return max(1, min(8, (os.cpu_count() or 1) // 4))
 
-    def offer(value: T | BaseException | None) -> None:
-        while not stop.is_set():
-            with suppress(queue.Full):
-                ready.put(value, timeout=0.2)
-                return
 
-    def produce() -> None:
-        # A second team of OpenMP threads would outnumber the cores, and then every barrier of either team sleeps:
-        # on two cores that made a training step 1.5 times as long.
-        torch.set_num_threads(1)
+def prefetch(jobs: Iterable[Callable[[], T]], *, threads: int = 1, depth: int = 4) -> Iterator[T]:
+    """The jobs' results in order, made up to `depth` ahead by so many threads; an error is raised in its place."""
+    waiting: deque[Future[T]] = deque()
+    # A second team of OpenMP threads would outnumber the cores, and then every barrier of either team sleeps:
+    # on two cores that made a training step 1.5 times as long.
+    with ThreadPoolExecutor(threads, "prefetch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for item in items:
-                offer(item)
-                if stop.is_set():
-                    return
-            offer(None)
-        except BaseException as error:  # handed over: the consumer raises it
-            offer(error)
-
-    thread = threading.Thread(target=produce, daemon=True, name="prefetch")
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
+            for job in jobs:
+                waiting.append(pool.submit(job))
+                if len(waiting) > max(depth, threads):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

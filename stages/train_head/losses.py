@@ -32,15 +32,26 @@ class HeadLoss:
     coarse: MaskLoss
     refined: MaskLoss | None
     """None: the head does not refine."""
-    keyword: Tensor
+    keyword: Tensor | None
+    """None: the head has no keyword selector."""
 
     @property
     def total(self) -> Tensor:
         """The sum of all parts, each with weight 1."""
-        parts = [self.coarse.bce, self.coarse.dice, self.keyword]
+        return torch.stack(list(self.parts().values())).sum()
+
+    def parts(self, objects: float = 1.0, tokens: float = 1.0) -> dict[str, Tensor]:
+        """The parts by name.
+
+        objects, tokens: this batch's share of a step's objects and keyword tokens; so weighted, the parts of all
+        batches of a step add up to its means, however the samples are dealt out to batches and workers.
+        """
+        found = {"coarse_bce": self.coarse.bce * objects, "coarse_dice": self.coarse.dice * objects}
         if self.refined is not None:
-            parts += [self.refined.bce, self.refined.dice]
-        return torch.stack(parts).sum()
+            found |= {"refined_bce": self.refined.bce * objects, "refined_dice": self.refined.dice * objects}
+        if self.keyword is not None:
+            found["keyword"] = self.keyword * tokens
+        return found
 
 
 def head_loss(output: HeadOutput, targets: Targets) -> HeadLoss:
@@ -53,7 +64,7 @@ def head_loss(output: HeadOutput, targets: Targets) -> HeadLoss:
     return HeadLoss(
         coarse=mask_loss(output.coarse, targets.coarse),
         refined=refined,
-        keyword=keyword_loss(output.keyword, targets.keyword),
+        keyword=None if output.keyword is None else keyword_loss(output.keyword, targets.keyword),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from cache.priors import Priors
 from pipeline.transfer import Export, Import, run_export, run_import
 from stages.train_head.data import read_batch
+from stages.train_head.heads.checkpoint import load_head
 from tests.helpers import cli, tree
 
 
@@ -32,14 +33,14 @@ def test_there_and_back(small_cache: Path, tmp_path: Path, capsys: pytest.Captur
     assert last_line(capsys)["images"] > 10
 
 
-def test_training_and_evaluation_from_the_file(small_cache: Path, tmp_path: Path) -> None:
+def test_training_and_evaluation_from_the_file(small_cache: Path, small_head: Path, tmp_path: Path) -> None:
     whole, alone = tmp_path / "whole.h5", tmp_path / "alone.h5"
     run_export(Export(cache=str(small_cache), to=whole, with_images=True))
     run_export(Export(cache=str(small_cache), to=alone))
     moved = shutil.copytree(small_cache / "images", tmp_path / "moved")
     folder = Priors.open(small_cache)
     for priors in (Priors.open(whole), Priors.open(alone, images_dir=moved)):  # what the refiner learns from as well
-        a, b = (read_batch(each, range(len(folder)), embeddings=True) for each in (folder, priors))
+        a, b = (read_batch(each, range(len(folder)), load_head(small_head)) for each in (folder, priors))
         assert a is not None and b is not None and a.indices == b.indices
         for field in fields(a.inputs):
             one, other = getattr(a.inputs, field.name), getattr(b.inputs, field.name)

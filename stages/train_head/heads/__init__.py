@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib
 
-from manifests.errors import ModelError
-from stages.train_head.heads.base import Head, read_description
+from manifests.errors import PipelineError
+from stages.train_head.heads.base import Head
 from stages.train_head.heads.grounding_head import GroundingHead
 
 HEADS: dict[str, type[Head]] = {head.name: head for head in (GroundingHead,)}
 
 
-def load_head(folder: Path) -> Head:
-    """The stored head of `folder`, whichever of HEADS it is; on the CPU, in eval mode."""
-    name = read_description(folder)["head"]
-    if name not in HEADS:
-        raise ModelError(f"{folder} holds a head {name!r}; known: {', '.join(HEADS)}")
-    return HEADS[name].load(folder)
+def head_class(name: str) -> type[Head]:
+    """The head of that name, or the class that module:Class names: that runs the module's code.
+
+    PipelineError: unknown, can not be imported, or not a head.
+    """
+    if name in HEADS:
+        return HEADS[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise PipelineError(f"--head {name}: known are {', '.join(HEADS)}, or module:Class for one of your own")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PipelineError(f"--head {name} can not be imported ({error}); is its folder in PYTHONPATH?") from None
+    if not (isinstance(found, type) and issubclass(found, Head)):
+        raise PipelineError(f"--head {name} is no subclass of stages.train_head.heads.base.Head")
+    for field in ("name", "Config"):
+        if not hasattr(found, field):
+            raise PipelineError(f"--head {name}: the class has no `{field}` (docs/new-head.md)")
+    return found

@@ -9,21 +9,20 @@ logits cover the LMM's whole square, embeddings and refined logits SAM's whole s
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manifests.errors import ModelError
 from stages.extract.images import Box
-from stages.extract.sam import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_weights
+
+if TYPE_CHECKING:
+    from stages.train_head.data import PriorsLike
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,10 +71,10 @@ class HeadOutput:
 
     coarse: Tensor
     """float32 [K, S, S] over the LMM's square."""
-    refined: Tensor | None
-    """float32 [K, 4e, 4e] over SAM's square; None: the head has no refiner."""
-    keyword: Tensor
-    """float32 [A]: does this answer token name an object?"""
+    refined: Tensor | None = None
+    """float32 [K, 4e, 4e] over SAM's square; None: the head does not refine."""
+    keyword: Tensor | None = None
+    """float32 [A]: does this answer token name an object? None: the head has no keyword selector."""
 
 
 @dataclass(kw_only=True, slots=True, frozen=True)
@@ -83,112 +82,68 @@ class PriorShape:
     """What a head has to know of the cache it reads: the shapes of an LMM's priors."""
 
     channels: int
-    """C, attention maps of an object."""
+    """C, attention maps of an object that the head sees."""
     layers: int
     """M, layers of hidden states."""
     width: int
     """d, width of hidden states."""
+    maps: tuple[int, ...] | None = None
+    """Which of the cache's maps those C are, in this order; None: all of them."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be at least 1, not {getattr(self, field.name)}")
+        for name in ("channels", "layers", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.maps is not None:
+            object.__setattr__(self, "maps", tuple(self.maps))
+            if len(set(self.maps)) != self.channels or min(self.maps) < 0:
+                raise ValueError(f"maps must name {self.channels} different maps, not {self.maps}")
 
 
 class Head(nn.Module, ABC):
-    """A grounding head. A new one is a subclass with `name`, `forward`, its two sizes and `from_values`.
-
-    `__init__(shape, config)`: `config` is a dataclass of the head's own choices, `dataclasses.asdict` of which is JSON.
-    """
+    """A grounding head. A new one is a subclass with `name`, `Config`, `forward`, `coarse_size` (docs/new-head.md)."""
 
     name: ClassVar[str]
     """How commands and stored heads call it."""
+    Config: ClassVar[type]
+    """A frozen dataclass of the head's own choices, all with defaults; `dataclasses.asdict` of it is JSON."""
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    """What a preset ("demo") changes of the defaults, which are for the paper's LMMs."""
+    priors: dict[str, Any] | None = None
+    """Identity of the priors that it was trained on, stored with it; None: not known."""
 
     def __init__(self, shape: PriorShape, config: Any) -> None:
+        """Random weights."""
         super().__init__()
         self.shape = shape
         self.config = config
 
     @abstractmethod
     def forward(self, batch: HeadBatch) -> HeadOutput:
-        """Logits of all objects and all answer tokens of the batch."""
+        """Logits of all objects and all answer tokens of the batch. No object may depend on its neighbours."""
 
     @abstractmethod
     def coarse_size(self, grid: int) -> int:
         """S for attention maps of `grid` x `grid`."""
 
     @property
-    @abstractmethod
     def refined_size(self) -> int | None:
-        """4e; None: the head does not refine and needs no SAM embeddings."""
+        """4e; None: the head does not refine and needs no SAM embeddings, and its batches have none."""
+        return None
 
     @classmethod
-    @abstractmethod
     def from_values(cls, shape: PriorShape, values: dict[str, Any]) -> Self:
-        """An untrained head from `asdict(config)` after a trip through JSON.
+        """An untrained head from `asdict(config)` after a trip through JSON, where tuples have become lists.
 
         What is not in `values` takes its default ({}: all of them); an unknown key is a TypeError.
         """
+        return cls(shape, cls.Config(**values))
 
     def start_from(self, sam: Sam) -> None:
         """Takes over the weights that the head shares with a trained SAM; called once, before training."""
 
-    def save(self, folder: Path) -> None:
-        """Writes `model.safetensors`, then `config.json`: a folder that has the second is complete."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(weights, folder / WEIGHTS_FILE)
-        description = {"head": self.name, "shape": asdict(self.shape), "config": asdict(self.config)}
-        partial = folder / f"{CONFIG_FILE}.partial"
-        partial.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        partial.replace(folder / CONFIG_FILE)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The head that `save` stored, on the CPU, in eval mode.
-
-        ModelError: no head there, another class's, or a config or weights with missing or unknown names.
-        """
-        description = read_description(folder)
-        if description["head"] != cls.name:
-            raise ModelError(f"{folder} holds a head {description['head']!r}, not {cls.name!r}")
-        try:
-            head = cls.from_values(PriorShape(**description["shape"]), description["config"])
-        except (TypeError, ValueError, KeyError) as error:
-            raise ModelError(f"{folder / CONFIG_FILE} does not describe a head {cls.name!r}: {error}") from error
-        missing = sorted(asdict(head.config).keys() - description["config"].keys())
-        if missing:  # a default in its place could be another head than the one that was trained
-            raise ModelError(f"{folder / CONFIG_FILE} does not describe a head {cls.name!r}; missing: {missing}")
-        weights = folder / WEIGHTS_FILE
-        load_weights(head, read_weights(weights), str(weights))
-        return head.eval()
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """`config.json` of a stored head: its name ("head"), the priors' shape, its config."""
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise ModelError(f"no head in {folder}: {CONFIG_FILE} is missing (never trained there, or not to the end)")
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}") from error
-    wanted = {"head", "shape", "config"}
-    found = set(description) if isinstance(description, dict) else set()
-    if found != wanted:
-        raise ModelError(
-            f"{file} does not describe a head; missing: {sorted(wanted - found)}, unknown: {sorted(found - wanted)}"
-        )
-    return description
-
-
-def is_head(folder: Path) -> bool:
-    """Did a head's `save` fill this folder?"""
-    try:
-        return bool(read_description(folder))
-    except ModelError:
-        return False
+    def fit(self, priors: PriorsLike, indices: Sequence[int]) -> None:
+        """Chooses what is not learned by gradients, on these samples of `train`; called once, before the first step."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -19,7 +19,7 @@ class GroundingConfig:
     """Sizes and parts of a `GroundingHead`; the defaults are the paper's."""
 
     input_size: int = 64
-    """S: attention maps are upsampled to this side before the U-Net (a finer grid is taken as it is)."""
+    """S: attention maps are upsampled to this side before the U-Net (a finer grid is taken as it is); 0: never."""
     base_width: int = 64
     """Channels of the U-Net's first level, doubled at each of the next three."""
     refiner: bool = True
@@ -34,24 +34,20 @@ class GroundingConfig:
     """The SAM that made the embeddings."""
 
     def __post_init__(self) -> None:
-        if self.input_size < MULTIPLE or self.input_size % MULTIPLE:
-            raise ValueError(f"input_size must be a positive multiple of {MULTIPLE}, not {self.input_size}")
+        if self.input_size < 0 or self.input_size % MULTIPLE:
+            raise ValueError(f"input_size must be a multiple of {MULTIPLE}, not {self.input_size}")
         if self.base_width < 1:
             raise ValueError(f"base_width must be at least 1, not {self.base_width}")
         if self.refiner and not (self.prompt_mask or self.prompt_box or self.prompt_text):
             raise ValueError("a refiner needs at least one of prompt_mask, prompt_box and prompt_text")
 
 
-PRESETS = {
-    "paper": GroundingConfig(),
-    "demo": GroundingConfig(input_size=32, base_width=16, sam=SAM_PRESETS["tiny"]),
-}
-
-
 class GroundingHead(Head):
     """Attention maps -> coarse logits -> (SAM) refined logits; answer tokens -> keyword logits."""
 
     name: ClassVar[str] = "unet-sam"
+    Config: ClassVar[type] = GroundingConfig
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"demo": {"input_size": 32, "base_width": 16}}
     config: GroundingConfig
 
     def __init__(self, shape: PriorShape, config: GroundingConfig) -> None:

@@ -13,7 +13,7 @@ from cache.priors import Priors
 from manifests.errors import DatasetError
 from manifests.masks import decode
 from stages.evaluate.stage import held_out, run_head
-from stages.train_head.heads import load_head
+from stages.train_head.heads.checkpoint import load_head
 from tests.helpers import cli, tree
 
 

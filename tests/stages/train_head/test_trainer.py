@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +18,14 @@ from cache.priors import Priors
 from manifests.errors import DatasetError
 from manifests.manifest import Samples, write_manifest
 from manifests.masks import decode
-from pipeline.train_head import TrainHead, build
+from pipeline.head_options import build
+from pipeline.train_head import TrainHead
 from stages.train_head.data import prefetch, read_batch, targets_of
-from stages.train_head.heads import load_head
 from stages.train_head.heads.base import to_image_masks
-from stages.train_head.trainer import TrainConfig, epoch_order, rate, split_indices, train, validate
+from stages.train_head.heads.checkpoint import is_head, load_head
+from stages.train_head.recipe import TrainConfig, rate
+from stages.train_head.trainer import epoch_order, split_indices, train
+from stages.train_head.validation import validate
 from tests.helpers import cli, tree
 
 
@@ -29,7 +34,7 @@ def trained(cache: Path, seed: int, **options) -> tuple[torch.nn.Module, list[fl
     head, _ = build(TrainHead(cache=cache, seed=seed), priors)
     losses: list[float] = []
     config = TrainConfig(seed=seed, validate=0, lr=1e-3, **options)
-    train(head, priors, config, on_step=lambda news: losses.append(news["loss"]) if "loss" in news else None)
+    train(head, priors, config, on_step=lambda news: losses.append(news["loss"]))
     return head, losses
 
 
@@ -59,7 +64,7 @@ def test_neither_the_lmm_nor_an_image_is_opened(
     monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", forbidden)
     cli("train-head", "--cache", cache, "--out", tmp_path / "head", "--epochs", "1")
     record = json.loads((tmp_path / "head" / "training.json").read_text())
-    assert record["steps"] == record["epochs"][-1]["epoch"] * math.ceil(20 / 8)
+    assert record["steps"] == record["validations"][-1]["epoch"] * math.ceil(20 / 8)
     assert record["objects_per_s"] > 0 and 0 <= record["data_wait_share"] <= 1
     assert load_head(tmp_path / "head").shape.channels == 30
     stored = {
@@ -85,7 +90,7 @@ def test_validation_equals_a_plain_loop(small_cache: Path, small_head: Path) -> 
     indices = [i for i, s in enumerate(priors.samples) if s.split == "val" and s.task == "referring"]
     inter = union = 0
     for index in indices:
-        batch = read_batch(priors, [index], embeddings=True)
+        batch = read_batch(priors, [index], head)
         assert batch is not None
         with torch.no_grad():
             logits = to_image_masks(head(batch.inputs), batch.inputs)[0].refined
@@ -104,7 +109,7 @@ def test_failed_samples_are_misses_of_the_validation_and_are_counted(small_cache
     missed = sum(int(decode(o.mask).sum()) for o in priors.samples[failing].objects)
     sums = []  # intersection and union of the others, from one sample at a time
     for index in rest:
-        batch = read_batch(priors, [index], embeddings=True)
+        batch = read_batch(priors, [index], head)
         assert batch is not None
         with torch.no_grad():
             mask = to_image_masks(head(batch.inputs), batch.inputs)[0].coarse.numpy() > 0
@@ -150,7 +155,7 @@ def test_a_foreign_out_folder_is_refused_and_stays_as_it_is(
     assert tree(checkpoint) == before
 
 
-def test_new_weights_never_lie_beside_an_old_identity(
+def test_new_weights_never_lie_beside_an_old_description(
     small_cache: Path, small_head: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = shutil.copytree(small_head, tmp_path / "head")
@@ -158,16 +163,16 @@ def test_new_weights_never_lie_beside_an_old_identity(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.train_head.bytes_read", killed)  # after the weights, before the record
+    monkeypatch.setattr("stages.train_head.heads.checkpoint._write", killed)  # after the weights, before the record
     cli("train-head", "--cache", small_cache, "--out", out, "--epochs", "1", "--no-refiner", expect=130)
-    assert (out / "model.safetensors").exists() and not (out / "training.json").exists()
+    assert (out / "model.safetensors").exists() and not is_head(out)
 
 
 def test_targets_hold_the_masks_and_only_narratives_teach_keywords(small_cache: Path, small_head: Path) -> None:
     priors, head = Priors.open(small_cache), load_head(small_head)
     tasks = [s.task for s in priors.samples]
     indices = [tasks.index("referring"), tasks.index("narrative")]
-    batch = read_batch(priors, indices, embeddings=True)
+    batch = read_batch(priors, indices, head)
     assert batch is not None
     targets = targets_of(priors, batch, head)
     narrative = priors.read(indices[1])
@@ -195,20 +200,31 @@ def test_every_epoch_sees_every_sample_once_in_another_order() -> None:
     assert first != second
 
 
-def test_prefetch_keeps_order_raises_errors_and_can_be_left() -> None:
-    assert list(prefetch(iter(range(20)), depth=2)) == list(range(20))
+@pytest.mark.parametrize("threads", [1, 3])
+def test_prefetch_keeps_order_raises_errors_and_can_be_left(threads: int) -> None:
+    def job(number: int):
+        def run() -> int:
+            time.sleep(0.002 * (number % 3))
+            if number == 7:
+                raise RuntimeError("broken disk")
+            return number
 
-    def failing():
-        yield 1
-        raise RuntimeError("broken disk")
+        return run
 
-    items = prefetch(failing())
-    assert next(items) == 1
+    def jobs():
+        for number in range(1000):
+            begun.append(number)
+            yield job(number + 100 * (number > 7))
+
+    begun: list[int] = []
+    assert list(prefetch([job(n) for n in range(7)], threads=threads, depth=2)) == list(range(7))
     with pytest.raises(RuntimeError, match="broken disk"):
-        next(items)
-    for item in prefetch(iter(range(1000))):
+        list(prefetch([job(n) for n in range(9)], threads=threads))
+    for item in prefetch(jobs(), threads=threads):
         if item == 3:
             break
+    assert len(begun) < 20
+    assert not [each for each in threading.enumerate() if each.name.startswith("prefetch")]
 
 
 @pytest.mark.parametrize("name", ["epochs", "lr"])

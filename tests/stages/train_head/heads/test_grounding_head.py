@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from manifests.errors import ModelError
 from stages.extract.images import Box, centred_box
-from stages.extract.sam import build_sam
-from stages.train_head.heads import load_head
+from stages.extract.sam import SAM_PRESETS, build_sam
 from stages.train_head.heads.base import HeadOutput, PriorShape, crop_resize, to_image_masks
-from stages.train_head.heads.grounding_head import PRESETS, GroundingConfig, GroundingHead
+from stages.train_head.heads.checkpoint import load_head, save_head
+from stages.train_head.heads.grounding_head import GroundingConfig, GroundingHead
 from stages.train_head.targets import frame_targets
 from tests.stages.train_head.heads.batches import IMAGE_SIZES, SAM, SAMPLE, SHAPE, blobs, make_batch
 
@@ -61,8 +61,9 @@ def test_attention_of_another_shape_is_refused(attention: torch.Tensor) -> None:
 
 def test_presets_fit_their_sam() -> None:
     with torch.device("meta"):
-        demo = GroundingHead(PriorShape(channels=30, layers=5, width=192), PRESETS["demo"])
-        paper = GroundingHead(PriorShape(channels=1024, layers=32, width=4096), PRESETS["paper"])
+        sizes = GroundingHead.PRESETS["demo"] | {"sam": asdict(SAM_PRESETS["tiny"])}
+        demo = GroundingHead.from_values(PriorShape(channels=30, layers=5, width=192), sizes)
+        paper = GroundingHead.from_values(PriorShape(channels=1024, layers=32, width=4096), {})
     assert (demo.coarse_size(12), demo.refined_size) == (32, 64)
     assert (paper.coarse_size(24), paper.refined_size) == (64, 256)
 
@@ -71,7 +72,7 @@ def test_presets_fit_their_sam() -> None:
     "values",
     [
         {"input_size": 20},
-        {"input_size": 0},
+        {"input_size": -8},
         {"base_width": 0},
         dict.fromkeys(("prompt_mask", "prompt_box", "prompt_text"), False),
     ],
@@ -84,7 +85,7 @@ def test_impossible_configs_name_the_field(values: dict[str, int]) -> None:
 def test_saved_and_loaded_heads_give_equal_logits(tmp_path: Path) -> None:
     config = replace(CONFIG, prompt_box=False)
     head, batch = make_head(config), make_batch()
-    head.save(tmp_path)
+    save_head(head, tmp_path, {})
     loaded = load_head(tmp_path)
     assert isinstance(loaded, GroundingHead)
     assert (loaded.config, loaded.shape, loaded.training) == (config, SHAPE, False)
@@ -97,7 +98,7 @@ def test_saved_and_loaded_heads_give_equal_logits(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    make_head().save(tmp_path)
+    save_head(make_head(), tmp_path, {})
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
     weights["selector.extra"] = torch.zeros(1)
@@ -105,7 +106,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     weights["selector.weight"] = torch.zeros(1, 3)
     save_file(weights, file)
     with pytest.raises(ModelError) as error:
-        GroundingHead.load(tmp_path)
+        load_head(tmp_path)
     message = str(error.value)
     assert "missing: mask_head.conv_seg.bias" in message
     assert "unknown: selector.extra" in message
@@ -124,7 +125,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_description_is_named(tmp_path: Path, change, says: str) -> None:
-    make_head().save(tmp_path)
+    save_head(make_head(), tmp_path, {})
     file = tmp_path / "config.json"
     description = json.loads(file.read_text())
     change(description)
@@ -135,14 +136,14 @@ def test_a_damaged_description_is_named(tmp_path: Path, change, says: str) -> No
 
 
 def test_a_save_that_was_cut_off_is_not_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_head().save(tmp_path)
+    save_head(make_head(), tmp_path, {})
 
     def full_disk(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("stages.train_head.heads.base.save_file", full_disk)
+    monkeypatch.setattr("stages.train_head.heads.checkpoint.save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
-        make_head().save(tmp_path)
+        save_head(make_head(), tmp_path, {})
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         load_head(tmp_path)
 

@@ -1,0 +1,129 @@
+"""A stored head: a folder with its weights (safetensors), its description (JSON), and the record of its training.
+
+    save_head(head, Path("runs/head"), record)     load_head(Path("runs/head"))
+
+No file of it can run code. `config.json` is written last: a folder that has it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import save_file
+
+from cache.derive import content_of
+from cache.identity import differing
+from manifests.errors import IdentityMismatch, ModelError
+from stages.extract.sam import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_weights
+from stages.train_head.heads.base import Head, PriorShape
+
+RECORD_FILE: Final = "training.json"
+_FIELDS: Final = {"head", "shape", "config", "priors"}
+
+
+def save_head(head: Head, folder: Path, record: dict[str, Any]) -> None:
+    """Writes weights, `record` (training.json), then config.json with the identity of the head's priors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    partial = folder / f"{WEIGHTS_FILE}.partial"
+    save_file(weights, partial)
+    partial.replace(folder / WEIGHTS_FILE)
+    _write(folder / RECORD_FILE, record)
+    shape = {name: value for name, value in asdict(head.shape).items() if value is not None}
+    _write(
+        folder / CONFIG_FILE,
+        {"head": head.name, "shape": shape, "config": asdict(head.config), "priors": head.priors},
+    )
+
+
+def load_head(folder: Path, head_class: type[Head] | None = None) -> Head:
+    """The stored head of `folder`, on the CPU, in eval mode.
+
+    head_class: the class of a head that is not one of this program's. A folder only names its head: no code of its own
+    choice is imported. ModelError: no head there, another class's, or config or weights with missing or unknown names.
+    """
+    from stages.train_head.heads import HEADS
+
+    description = read_description(folder)
+    name = description["head"]
+    known = HEADS | ({head_class.name: head_class} if head_class else {})
+    if name not in known:
+        raise ModelError(
+            f"{folder} holds a head {name!r}, which is none of this program's ({', '.join(HEADS)}); "
+            "say whose code it is: --head-class module:Class"
+        )
+    kind, file = known[name], folder / CONFIG_FILE
+    try:
+        head = kind.from_values(PriorShape(**description["shape"]), description["config"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{file} does not describe a head {name!r}: {error}") from error
+    missing = sorted(asdict(head.config).keys() - description["config"].keys())
+    if missing:  # a default in its place could be another head than the one that was trained
+        raise ModelError(f"{file} does not describe a head {name!r}; missing: {missing}")
+    weights = folder / WEIGHTS_FILE
+    load_weights(head, read_weights(weights), str(weights))
+    head.priors = description["priors"]
+    return head.eval()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`config.json` of a stored head: its name ("head"), the priors' shape, its config, the priors' identity."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise ModelError(f"no head in {folder}: {CONFIG_FILE} is missing (never trained there, or not to the end)")
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON: {error}") from error
+    found = set(description) if isinstance(description, dict) else set()
+    if found != _FIELDS:
+        raise ModelError(
+            f"{file} does not describe a head; missing: {sorted(_FIELDS - found)}, unknown: {sorted(found - _FIELDS)}"
+        )
+    return description
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """`training.json` of a stored head. ModelError where it can not be read."""
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / RECORD_FILE} can not be read ({error}): train the head again") from None
+    if not isinstance(record, dict):
+        raise ModelError(f"{folder / RECORD_FILE} is not the record of a training: train the head again")
+    return record
+
+
+def is_head(folder: Path) -> bool:
+    """Does this folder hold a stored head?"""
+    try:
+        return bool(read_description(folder))
+    except ModelError:
+        return False
+
+
+def require_same_priors(head: Head, identity: dict[str, Any], where: str) -> None:
+    """IdentityMismatch, naming the fields, if `identity` is of other priors than those the head was trained on."""
+    if head.priors is None:
+        raise IdentityMismatch(f"{where} does not say which priors it is for; train it again, or import it for a cache")
+    # which images were embedded does not matter to a head, how they were does
+    if found := differing(content_of(head.priors), content_of(identity)):
+        fields = "; ".join(f"{each.field}: the head has {each.stored}, the cache {each.given}" for each in found)
+        raise IdentityMismatch(
+            f"the head in {where} was trained on other priors than these: {fields}; "
+            "train a head on this cache, or extract with the head's settings"
+        )
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("w", encoding="utf-8") as out:
+        out.write(json.dumps(value, indent=1) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(file)
