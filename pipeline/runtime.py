@@ -60,7 +60,7 @@ def run_units(
     from pipeline.cluster import Crew
 
     counts = Counter() if counts is None else counts
-    _start_ray(address, cores=None if address else max(workers * threads, 1))
+    start_ray(address, cores=None if address else max(workers * threads, 1))
     try:
         with stopping() as stop:  # after ray.init, which has a handler of its own
             yield from Crew(
@@ -99,7 +99,8 @@ def _run_in_threads(worker: Worker, left: Iterator[Any], in_flight: int, stop: S
         raise error
 
 
-def _start_ray(address: str | None, cores: int | None) -> None:
+def start_ray(address: str | None, cores: int | None) -> None:
+    """Join the cluster at `address`, or start one of this process's own with so many cores; quietly."""
     import ray
 
     # on another node the code is where it is here: a shared file system, or the same path

@@ -13,7 +13,7 @@ import tyro
 
 from manifests.errors import PipelineError
 
-BEST = "best"
+BEST, LOGS = "best", "logs"  # folders in --out
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,29 +95,20 @@ def run(args: TrainHead) -> None:
 def train_here(args: TrainHead, device: str) -> dict[str, Any]:
     """Train in this process, alone or as one of the workers of torch.distributed's group; -> training.json."""
     from cache.identity import digest
-    from cache.priors import Priors
-    from pipeline.head_options import build
     from pipeline.training_log import TrainingLog
-    from stages.train_head.heads.checkpoint import is_head, save_head
+    from stages.train_head.heads.checkpoint import save_head
     from stages.train_head.state import STATE_FILE
     from stages.train_head.team import Team
-    from stages.train_head.trainer import Keeping, train, trainable
+    from stages.train_head.trainer import Keeping, train
 
     start, team = time.perf_counter(), Team.of_process()
-    memory = int(args.memory_gb * 2**30)
-    priors = Priors.open(args.cache, images_dir=args.images, need_images=False, memory_bytes=memory)
-    trainable(priors)
-    head, recipe = build(args, priors, device)
-    if head.refined_size is not None and priors.images is None:
-        Priors.open(args.cache, images_dir=args.images)  # raises: it says where they were looked for
-    prepare_out(args.out, "head", lambda out: is_head(out) or (out / STATE_FILE).is_file())
+    priors, head, recipe = prepare(args, device)
     state = args.out / STATE_FILE
     if args.restart and team.leads:
         state.unlink(missing_ok=True)
-    head.priors = priors.identity
     facts = {"head": head.name, "shape": asdict(head.shape), "config": asdict(head.config), "device": device}
     keeping = Keeping(file=state, minutes=args.checkpoint_minutes, facts=facts | {"priors": digest(priors.identity)})
-    log = TrainingLog(args.out / "logs", priors, recipe, device, shown=team.leads)
+    log = TrainingLog(args.out / LOGS, priors, recipe, device, shown=team.leads)
 
     def on_validation(news: dict[str, Any], now: Any) -> None:
         log.validation(news, now)
@@ -143,6 +134,26 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
         save_head(head, args.out, record)
         state.unlink(missing_ok=True)
     return record
+
+
+def prepare(args: TrainHead, device: str) -> tuple[Any, Any, Any]:
+    """The cache, an untrained head for it, the recipe. PipelineError: whatever is wrong with the arguments."""
+    from cache.priors import Priors
+    from pipeline.head_options import build
+    from stages.train_head.heads.checkpoint import is_head
+    from stages.train_head.state import STATE_FILE
+    from stages.train_head.trainer import trainable
+
+    memory = int(args.memory_gb * 2**30)
+    priors = Priors.open(args.cache, images_dir=args.images, need_images=False, memory_bytes=memory)
+    trainable(priors)
+    head, recipe = build(args, priors, device)
+    head.priors = priors.identity
+    if head.refined_size is not None and priors.images is None:
+        Priors.open(args.cache, images_dir=args.images)  # raises: it says where they were looked for
+    begun = {BEST, LOGS, STATE_FILE, f"{STATE_FILE}.partial"}  # what a killed training leaves
+    prepare_out(args.out, "head", lambda out: is_head(out) or {path.name for path in out.iterdir()} <= begun)
+    return priors, head, recipe
 
 
 def _record(args: TrainHead, recipe: Any, head: Any, priors: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from manifests.masks import decode
 from pipeline.head_options import build
 from pipeline.train_head import TrainHead
 from stages.train_head.data import prefetch, read_batch, targets_of
+from stages.train_head.heads import checkpoint
 from stages.train_head.heads.base import to_image_masks
 from stages.train_head.heads.checkpoint import is_head, load_head
 from stages.train_head.recipe import TrainConfig, rate
@@ -160,10 +161,13 @@ def test_new_weights_never_lie_beside_an_old_description(
 ) -> None:
     out = shutil.copytree(small_head, tmp_path / "head")
 
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+    def killed(file: Path, value: dict[str, object]) -> None:  # after the weights, before the record
+        if file.parent == out:
+            raise KeyboardInterrupt
+        write(file, value)
 
-    monkeypatch.setattr("stages.train_head.heads.checkpoint._write", killed)  # after the weights, before the record
+    write = checkpoint._write
+    monkeypatch.setattr(checkpoint, "_write", killed)
     cli("train-head", "--cache", small_cache, "--out", out, "--epochs", "1", "--no-refiner", expect=130)
     assert (out / "model.safetensors").exists() and not is_head(out)
 
