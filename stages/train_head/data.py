@@ -81,7 +81,7 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: s
     answers = [item.answer_hidden for item, s in zip(items, samples, strict=True) if s.task == "narrative"]
     inputs = HeadBatch(
         attention=_gathered([item.attention if maps is None else item.attention[:, maps] for item in items], device),
-        hidden=torch.from_numpy(np.concatenate([item.hidden for item in items])),
+        hidden=_gathered([item.hidden for item in items], device),
         hidden_object=torch.from_numpy(
             np.concatenate([item.hidden_object + start for item, start in zip(items, starts, strict=True)])
         ),
@@ -96,10 +96,11 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: s
 
 
 def _gathered(arrays: list[np.ndarray], device: str) -> Tensor:
-    """float16 arrays, joined along their first axis: float32, or for a GPU float16 in pinned memory."""
+    """Arrays, joined along their first axis: float32, or for a GPU in pinned memory, and of the type they have."""
     shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
     pinned = device.startswith("cuda")
-    joined = torch.empty(shape, dtype=torch.float16, pin_memory=pinned)
+    kind = torch.float16 if arrays[0].dtype == np.float16 else torch.float32
+    joined = torch.empty(shape, dtype=kind, pin_memory=pinned)
     np.concatenate(arrays, out=joined.numpy())
     return joined if pinned else joined.float()
 

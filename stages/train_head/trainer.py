@@ -111,10 +111,15 @@ def train(
     "val_ciou_…", "best": is it the best so far?} and the head as it would be kept.
     PipelineError: the loss is not finite, or the stored state is of another training.
     """
-    return _Training(head, priors, config, device, team or Team(), keeping).run(on_step, on_validation)
+    return Training(head, priors, config, device, team or Team(), keeping).run(on_step, on_validation)
 
 
-class _Training:
+class Training:
+    """What `train` does, epoch by epoch."""
+
+    on_step: Callable[[dict[str, Any]], None] = staticmethod(lambda _: None)
+    on_validation: Callable[[dict[str, Any], Head], None] = staticmethod(lambda *_: None)
+
     def __init__(
         self, head: Head, priors: PriorsLike, config: TrainConfig, device: str, team: Team, keeping: Keeping | None
     ) -> None:
@@ -142,26 +147,37 @@ class _Training:
         self.averages: dict[str, Tensor] = {}
         if config.ema:
             self.averages = {n: p.detach().clone() for n, p in head.named_parameters() if p.requires_grad}
-        self.losses = [0.0, 0]  # sum and number since the last validation
+        self.losses: list[Any] = [0.0, 0]  # sum and number since the last validation
+        self.mark = self.saved = time.perf_counter()
         if keeping and self.stored is not None:
             self._restore(keeping.file, self.stored)
 
     def run(self, on_step: Callable[..., None], on_validation: Callable[..., None]) -> History:
+        """All steps that are left."""
         self.on_step, self.on_validation = on_step, on_validation
-        self.mark = self.saved = time.perf_counter()
+        self.mark = time.perf_counter()
         if self.stored is None:
             self._validate(epoch=0)
         while self.history.steps < self.steps:
-            epoch, first = divmod(self.history.steps, self.per_epoch)
-            waited = time.perf_counter()
-            for examples in prefetch(self._jobs(epoch, first), threads=reader_threads()):
-                self.history.waiting += time.perf_counter() - waited
-                self._step(epoch, examples)
-                waited = time.perf_counter()
+            self.run_epoch()
         self._clock()
         with self._averaged(keep=True):
             self.head.eval()
         return self.history
+
+    def run_epoch(self) -> None:
+        """The rest of the current epoch."""
+        self.mark = time.perf_counter()
+        epoch, first = divmod(self.history.steps, self.per_epoch)
+        waited = time.perf_counter()
+        for examples in self.examples(epoch, first):
+            self.history.waiting += time.perf_counter() - waited
+            self._step(epoch, examples)
+            waited = time.perf_counter()
+
+    def examples(self, epoch: int, first: int) -> Iterator[Examples]:
+        """What this worker adds to each of an epoch's steps, from step `first` on; read ahead."""
+        return prefetch(self._jobs(epoch, first), threads=reader_threads())
 
     def _step(self, epoch: int, examples: Examples) -> None:
         config, history = self.config, self.history

@@ -57,7 +57,7 @@ class HeadBatch:
         return replace(
             self,
             attention=self.attention.to(device, non_blocking=True).float(),
-            hidden=self.hidden.to(device),
+            hidden=self.hidden.to(device, non_blocking=True),
             hidden_object=self.hidden_object.to(device),
             sample_of_object=self.sample_of_object.to(device),
             answer_hidden=self.answer_hidden.to(device),
