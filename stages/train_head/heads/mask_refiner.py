@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from stages.extract.images import Box
 from stages.extract.sam import SamConfig, build_mask_decoder, build_prompt_encoder
 from stages.train_head.heads.base import HeadBatch, PriorShape, crop_resize
+from stages.train_head.heads.two_way import two_way
 
 
 class MaskRefiner(nn.Module):
@@ -39,35 +40,34 @@ class MaskRefiner(nn.Module):
         self.mask_decoder.load_state_dict(sam.mask_decoder.state_dict())
 
     def forward(self, coarse: Tensor, batch: HeadBatch) -> Tensor:
-        """`coarse`: float32 [K, S, S]. Objects with as many text tokens go through SAM's mask decoder together."""
+        """`coarse`: float32 [K, S, S]. One pass over all objects of all images; float32 also under autocast."""
         if batch.embeddings is None or batch.sam_boxes is None:
             raise ValueError("the refiner needs SAM's image embeddings and boxes, this batch has none")
+        coarse = coarse.to(torch.promote_types(coarse.dtype, torch.float32))
         if not len(coarse):
             return coarse.new_zeros((0, self.sam.mask_size, self.sam.mask_size))
-        sparse, dense = self._prompts(coarse, batch, batch.sam_boxes)
+        with torch.autocast(coarse.device.type, enabled=False):  # eight bits of a coordinate are no coordinate
+            sparse, dense = self._prompts(coarse, batch, batch.sam_boxes)
+            position = self.prompt_encoder.get_dense_pe().to(dense.dtype)
         counts, text = self._text_tokens(batch, len(coarse))
-        position = self.prompt_encoder.get_dense_pe()
-        groups, logits = [], []
-        for count in counts.unique().tolist():
-            group = (counts == count).nonzero().flatten()
-            tokens = torch.cat([sparse[group], text[group, :count]], dim=1)
-            embeddings = batch.embeddings[batch.sample_of_object[group]].to(dense.dtype)
-            logits.append(self._decode(embeddings + dense[group], position, tokens))
-            groups.append(group)
-        return torch.cat(logits)[torch.cat(groups).argsort()]
+        image = batch.embeddings.to(dense.dtype)[batch.sample_of_object] + dense
+        return self._decode(image, position, sparse, text, counts).to(coarse.dtype)
 
-    def _decode(self, image: Tensor, position: Tensor, prompts: Tensor) -> Tensor:
+    def _decode(self, image: Tensor, position: Tensor, sparse: Tensor, text: Tensor, counts: Tensor) -> Tensor:
         """segment_anything's `MaskDecoder.forward(multimask_output=False)` for objects of several images at once.
 
         The original repeats one image's embedding for all its prompts; here each object comes with its own.
-        `image`: [K, Ce, e, e], dense prompts added; `position`: [1, Ce, e, e]; `prompts`: [K, tokens, Ce].
+        `image`: [K, Ce, e, e], dense prompts added; `position`: [1, Ce, e, e]; `sparse`: [K, 2 or 0, Ce]; `text`:
+        [K, most, Ce], of which `counts` [K] are each object's and the others padding.
         Returns the first mask's logits [K, 4e, 4e]; the other masks and the quality estimate are not computed.
         """
         decoder = self.mask_decoder
         objects, channels, side, _ = image.shape
-        learned = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([learned.expand(objects, -1, -1), prompts], dim=1)
-        tokens, image = decoder.transformer(image, position.expand_as(image), tokens)
+        learned = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(objects, -1, -1)
+        tokens = torch.cat([learned, sparse, text], dim=1)
+        before, most = tokens.shape[1] - text.shape[1], text.shape[1]
+        real = torch.arange(-before, most, device=counts.device) < counts[:, None] if most else None
+        tokens, image = two_way(decoder.transformer, image, position, tokens, real)
         image = decoder.output_upscaling(image.transpose(1, 2).reshape(objects, channels, side, side))
         kernel = decoder.output_hypernetworks_mlps[0](tokens[:, 1])  # token 0 is the quality's, 1 the single mask's
         return torch.einsum("kc,kcyx->kyx", kernel, image)

@@ -1,8 +1,9 @@
 """The batched refiner against segment_anything's own modules, called object by object in the paper's order of steps.
 
-Matrix: sets of prompts x (float64: outputs and gradients, float32: outputs); images of three shapes; 0 to 3 text tokens
-per object. Gradients are compared in float64 only: SAM normalises the mask prompt's channels, and in the constant
-padding that divides by 0.001, so that float32 rounding reaches 1e-4 of the greatest gradient in either program.
+Matrix: sets of prompts x (float64: outputs and gradients of coarse logits, hidden states and every trained parameter;
+float32: outputs; bfloat16 autocast: near them); images of three shapes; 0 to 5 text tokens per object. Gradients are
+compared in float64 only: SAM normalises the mask prompt's channels, and in the constant padding that divides by 0.001,
+so that float32 rounding reaches 1e-4 of the greatest gradient in either program.
 """
 
 from __future__ import annotations
@@ -80,6 +81,15 @@ def refine_one(refiner: MaskRefiner, logits: torch.Tensor, k: int, batch: HeadBa
     return low[0, 0]
 
 
+def batch_with(counts: list[int], seed: int = 0) -> HeadBatch:
+    """`make_batch` with so many text tokens of each of its seven objects, interleaved."""
+    random = torch.Generator().manual_seed(seed)
+    owner = torch.tensor([k for k, count in enumerate(counts) for _ in range(count)], dtype=torch.int64)
+    owner = owner[torch.randperm(len(owner), generator=random)]
+    hidden = torch.randn(len(owner), SHAPE.layers, SHAPE.width, generator=random)
+    return replace(make_batch(), hidden=hidden, hidden_object=owner)
+
+
 def make_refiner(mask: bool, box: bool, text: bool) -> MaskRefiner:
     torch.manual_seed(0)
     refiner = MaskRefiner(SHAPE, SAM, mask=mask, box=box, text=text)
@@ -95,11 +105,40 @@ def test_equals_segment_anything_object_by_object(mask: bool, box: bool, text: b
     torch.testing.assert_close(refiner(coarse, batch), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("counts", [[3, 0, 5, 1, 2, 4, 0], [0] * 7, [2] * 7], ids=["0 to 5", "none", "equal"])
+def test_equals_segment_anything_for_any_numbers_of_tokens(counts: list[int]) -> None:
+    for prompts in ((True, True, True), (False, False, True)):
+        refiner, batch, coarse = make_refiner(*prompts), batch_with(counts), blobs()
+        expected = torch.stack([refine_one(refiner, coarse[k], k, batch) for k in range(len(coarse))])
+        torch.testing.assert_close(refiner(coarse, batch), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("mask", "box", "text"), PROMPTS)
+def test_under_bfloat16_autocast_logits_are_float32_and_near(mask: bool, box: bool, text: bool) -> None:
+    refiner, batch, coarse = make_refiner(mask, box, text), batch_with([3, 0, 5, 1, 2, 4, 0]), blobs().bfloat16()
+    exact = refiner(coarse.float(), batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = refiner(coarse.requires_grad_(), batch)
+    assert logits.dtype == torch.float32
+    assert (logits - exact).std() < 0.02 * exact.std()
+    logits.square().mean().backward()
+    trained = [p for p in refiner.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+
+
+def test_embeddings_may_be_float16() -> None:
+    refiner, batch, coarse = make_refiner(True, True, True), make_batch(), blobs()
+    half = batch.embeddings.half()
+    assert torch.equal(refiner(coarse, replace(batch, embeddings=half)),
+                       refiner(coarse, replace(batch, embeddings=half.float())))  # fmt: skip
+
+
 @pytest.mark.parametrize(("mask", "box", "text"), PROMPTS)
 def test_gradients_equal_segment_anything_object_by_object(mask: bool, box: bool, text: bool) -> None:
-    refiner, batch = make_refiner(mask, box, text).double(), make_batch()
+    refiner, batch = make_refiner(mask, box, text).double(), batch_with([3, 0, 5, 1, 2, 4, 0])
     refiner.prompt_encoder.pe_layer.float()  # it casts coordinates to float32 itself
-    batch = replace(batch, hidden=batch.hidden.double(), embeddings=batch.embeddings.double())
+    hidden = batch.hidden.double().requires_grad_()
+    batch = replace(batch, hidden=hidden, embeddings=batch.embeddings.double())
     trained = [p for p in refiner.parameters() if p.requires_grad]
     direction = torch.randn(len(batch.attention), SAM.mask_size, SAM.mask_size, dtype=torch.float64)
 
@@ -109,7 +148,7 @@ def test_gradients_equal_segment_anything_object_by_object(mask: bool, box: bool
             logits = torch.stack([refine_one(refiner, coarse[k], k, batch) for k in range(len(coarse))])
         else:
             logits = refiner(coarse, batch)
-        gradients = torch.autograd.grad((logits * direction).sum(), [coarse, *trained], allow_unused=True)
+        gradients = torch.autograd.grad((logits * direction).sum(), [coarse, hidden, *trained], allow_unused=True)
         return logits.detach(), list(gradients)
 
     (actual, gradients), (expected, expected_gradients) = with_gradients(False), with_gradients(True)
@@ -119,6 +158,7 @@ def test_gradients_equal_segment_anything_object_by_object(mask: bool, box: bool
         if got is not None and wanted is not None:
             torch.testing.assert_close(got, wanted, atol=1e-7 * max(1.0, wanted.abs().max().item()), rtol=0)
     assert (gradients[0] is None) == (not mask)  # the box is detached, the mask is not
+    assert (gradients[1] is None) == (not text)
 
 
 def test_geometry_at_the_official_sizes() -> None:
