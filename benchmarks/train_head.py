@@ -17,8 +17,9 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -35,14 +36,15 @@ from cache.plan import rows_bytes
 from cache.priors import Priors
 from cache.store import Store
 from manifests.manifest import write_manifest
+from pipeline.train_head import default_readers
 from stages.extract.plan import make_plan, plan_images
 from stages.extract.presets import PRESETS
 from stages.extract.sam import SAM_PRESETS, build_sam, encode_images, normalise_sam
+from stages.train_head.feed import Example
 from stages.train_head.heads.base import Head, PriorShape
 from stages.train_head.heads.grounding_head import GroundingHead
 from stages.train_head.recipe import TrainConfig
-from stages.train_head.team import Team
-from stages.train_head.trainer import Examples, Training
+from stages.train_head.trainer import Training
 
 MARKS: Final = {"cache_over_memory": 0.9, "cache_over_online": 5.0}
 LLAVA: Final = PRESETS["llava"]
@@ -60,6 +62,8 @@ class Config:
     """Of an epoch; default 3 on the CPU, 40 on a GPU."""
     batch_size: int | None = None
     """Samples of a step, 3.3 objects each; default 1 on the CPU, 8 on a GPU."""
+    readers: int | None = None
+    """Processes that read the cache; default as train-head."""
     repeats: int = 20
     """Epochs of each training from cache and memory."""
     online: int | None = None
@@ -113,15 +117,18 @@ def made_cache(root: Path, lmm: Any, sam: str, samples: int) -> Priors:
 class FromMemory(Training):
     """The same steps; their batches were made before."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.ready: list[Examples] = list(super().examples(0, 0))
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        gpu = self.device.startswith("cuda")
+        made = [self.feed[number] for number in range(self.per_epoch)]
+        self.ready = [[each.pin_memory() if gpu else each for each in examples] for examples in made]
         self.before: Callable[[], None] = lambda: None
 
-    def examples(self, epoch: int, first: int) -> Iterator[Examples]:
-        for examples in self.ready:
-            self.before()
-            yield examples
+    def examples(self) -> Generator[list[Example], None, None]:
+        while True:
+            for examples in self.ready:
+                self.before()
+                yield examples
 
 
 def training(kind: type[Training], priors: Priors, config: Config) -> Training:
@@ -132,7 +139,8 @@ def training(kind: type[Training], priors: Priors, config: Config) -> Training:
         epochs=10_000, batch_size=config.batch_size, validate=0,
         precision="bf16" if config.device != "cpu" else "float32",
     )  # fmt: skip
-    return kind(head_for(priors, config), priors, recipe, config.device, Team(), None)
+    readers = default_readers(config.device) if config.readers is None else config.readers
+    return kind(head_for(priors, config), priors, recipe, config.device, readers=readers)
 
 
 def head_for(priors: Priors, config: Config) -> Head:
@@ -165,17 +173,22 @@ def frozen_models(config: Config) -> Callable[[], None]:
     return run
 
 
-def take_turns(trainings: Sequence[Training], repeats: int) -> list[list[float]]:
-    """Seconds of every training's epochs; they take turns, in an order that changes. The first ones warm up."""
+def take_turns(trainings: Sequence[Training], repeats: int, steps: int) -> list[list[float]]:
+    """Seconds of so many steps of every training; they take turns, in an order that changes. The first warm up."""
     seconds: list[list[float]] = [[] for _ in trainings]
+    feeds = [each.examples() for each in trainings]
     for repeat in range(1 + repeats):
         for number in np.random.default_rng(repeat).permutation(len(trainings)).tolist():
             each = trainings[number]
-            each.history.waiting = each.history.seconds = each.history.objects = 0
             start = time.perf_counter()
-            each.run_epoch()
+            for examples in islice(feeds[number], steps):
+                each.step(examples)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if repeat:
                 seconds[number].append(time.perf_counter() - start)
+    for feed in feeds:
+        feed.close()
     return seconds
 
 
@@ -186,15 +199,14 @@ def main(config: Config) -> dict[str, Any]:
     samples, gpu = config.steps * config.batch_size, config.device != "cpu"
     lmm = SMALL if config.quick else LLAVA
     priors = made_cache(config.out / "cache", lmm, sam_of(config), samples)
-    waits: list[float] = []
     cached, ready = (training(kind, priors, config) for kind in (Training, FromMemory))
-    cached.on_step = lambda news: waits.append(news["waiting"] / max(1e-9, news["seconds"]))
-    from_cache, from_memory = take_turns([cached, ready], config.repeats)
+    from_cache, from_memory = take_turns([cached, ready], config.repeats, config.steps)
     objects = priors.objects()
+    waited = cached.history.waiting / sum(from_cache)
     result: dict[str, Any] = {
         "cache_over_memory": ratio(from_memory, from_cache),
         "objects_per_s": round(objects / median(from_cache), 2),
-        "data_wait_share": round(median(waits[len(waits) // 2 :]), 4),
+        "data_wait_share": round(waited, 4),
     }
     print(f"from the cache / from memory: {result['cache_over_memory']}", flush=True)
     if not gpu and not config.quick:  # the LMM in the loop is another one: so is the cache
@@ -203,7 +215,7 @@ def main(config: Config) -> dict[str, Any]:
         ready = training(FromMemory, priors, config)
     assert isinstance(ready, FromMemory)
     ready.before = frozen_models(config)
-    again, online = take_turns([cached, ready], config.online)
+    again, online = take_turns([cached, ready], config.online, config.steps)
     result |= {
         "cache_over_online": ratio(online, again),
         "online_objects_per_s": round(priors.objects() / median(online), 2),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import PipelineError
@@ -44,8 +45,6 @@ def build(args: TrainHead, priors: Priors, device: str = "cpu") -> tuple[Head, T
         raise PipelineError(f"train-head: {error}") from None
     if head.refined_size is not None:
         head.start_from(load_sam(sam["name"], args.sam_checkpoint))
-    if args.init_from is not None:
-        start_from(head, args)
     return head, recipe
 
 
@@ -159,20 +158,19 @@ def _shown(numbers: Sequence[int]) -> str:
     )
 
 
-def start_from(head: Head, args: TrainHead) -> None:
-    """--init-from: the weights of a stored head of the same shape, or of a published checkpoint."""
-    from stages.train_head.heads.checkpoint import load_head
+def start_from(head: Head, file: Path) -> dict[str, Any]:
+    """--init-from: the weights of a stored head of the same shape, or of a published checkpoint; -> what they are."""
+    from stages.train_head.heads.checkpoint import load_head, read_record
+    from stages.train_head.heads.published import load_published
 
-    assert args.init_from is not None
-    if not args.init_from.is_dir():
-        raise PipelineError(f"--init-from {args.init_from}: no such folder of a head")
-    stored = load_head(args.init_from, type(head))
+    if file.is_file():
+        return load_published(head, file)
+    stored = load_head(file, type(head))
     try:
         head.load_state_dict(stored.state_dict())
     except RuntimeError as error:
-        raise PipelineError(
-            f"--init-from {args.init_from} holds another head ({' '.join(str(error).split())[:300]})"
-        ) from None
+        raise PipelineError(f"--init-from {file} holds another head ({' '.join(str(error).split())[:300]})") from None
+    return {"source": str(file)} | {k: v for k, v in read_record(file).items() if k == "provenance"}
 
 
 def _lmm_maps(priors: Priors) -> int:

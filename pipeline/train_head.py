@@ -71,6 +71,8 @@ class TrainHead:
     """A running Ray cluster for more than one worker; --cache and --out must be at the same paths on all its nodes."""
     memory_gb: float = 2.0
     """RAM for samples that stay decoded between epochs, for each worker."""
+    readers: int | None = None
+    """Processes that read the cache, for each worker; 0: a thread; default: 0 on the CPU, up to 6 for a GPU."""
     checkpoint_minutes: float = 2.0
     """Minutes between stored states, from which a killed training goes on; 0: after every step."""
     restart: bool = False
@@ -102,7 +104,7 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
     from stages.train_head.trainer import Keeping, train
 
     start, team = time.perf_counter(), Team.of_process()
-    priors, head, recipe = prepare(args, device)
+    priors, head, recipe, origin = prepare(args, device)
     state = args.out / STATE_FILE
     if args.restart and team.leads:
         state.unlink(missing_ok=True)
@@ -113,14 +115,15 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
     def on_validation(news: dict[str, Any], now: Any) -> None:
         log.validation(news, now)
         if news.get("best") and team.leads:
-            save_head(now, args.out / BEST, _record(args, recipe, now, priors) | {"validation": news})
+            save_head(now, args.out / BEST, _record(args, recipe, now, priors, origin) | {"validation": news})
 
+    readers = default_readers(device) if args.readers is None else args.readers
     with log:
         history = train(
-            head, priors, recipe, device=device, team=team, keeping=keeping, on_step=log.step,
+            head, priors, recipe, device=device, team=team, keeping=keeping, readers=readers, on_step=log.step,
             on_validation=on_validation,
         )  # fmt: skip
-    record = _record(args, recipe, head, priors) | {
+    record = _record(args, recipe, head, priors, origin) | {
         "validations": history.validations,
         "best": history.best,
         "steps": history.steps,
@@ -136,27 +139,29 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
     return record
 
 
-def prepare(args: TrainHead, device: str) -> tuple[Any, Any, Any]:
-    """The cache, an untrained head for it, the recipe. PipelineError: whatever is wrong with the arguments."""
+def prepare(args: TrainHead, device: str) -> tuple[Any, Any, Any, Any]:
+    """The cache, an untrained head for it, the recipe, what --init-from is. PipelineError: what is wrong with args."""
     from cache.priors import Priors
-    from pipeline.head_options import build
+    from pipeline.head_options import build, start_from
     from stages.train_head.heads.checkpoint import is_head
     from stages.train_head.state import STATE_FILE
     from stages.train_head.trainer import trainable
 
-    memory = int(args.memory_gb * 2**30)
+    readers = default_readers(device) if args.readers is None else args.readers
+    memory = int(args.memory_gb * 2**30 / max(1, readers))  # every process has its own
     priors = Priors.open(args.cache, images_dir=args.images, need_images=False, memory_bytes=memory)
     trainable(priors)
     head, recipe = build(args, priors, device)
+    origin = start_from(head, args.init_from) if args.init_from is not None else None
     head.priors = priors.identity
     if head.refined_size is not None and priors.images is None:
         Priors.open(args.cache, images_dir=args.images)  # raises: it says where they were looked for
     begun = {BEST, LOGS, STATE_FILE, f"{STATE_FILE}.partial"}  # what a killed training leaves
     prepare_out(args.out, "head", lambda out: is_head(out) or {path.name for path in out.iterdir()} <= begun)
-    return priors, head, recipe
+    return priors, head, recipe, origin
 
 
-def _record(args: TrainHead, recipe: Any, head: Any, priors: Any) -> dict[str, Any]:
+def _record(args: TrainHead, recipe: Any, head: Any, priors: Any, origin: Any) -> dict[str, Any]:
     return {
         "command": "train-head",
         "head": args.head,
@@ -165,7 +170,7 @@ def _record(args: TrainHead, recipe: Any, head: Any, priors: Any) -> dict[str, A
         "parameters": sum(p.numel() for p in head.parameters()),
         "cache": args.cache,
         "lmm": priors.store.meta.soft.get("lmm", "unknown"),
-        **({"init_from": str(args.init_from)} if args.init_from else {}),
+        **({"init_from": origin} if origin else {}),
         **bytes_read(priors, head),
     }
 
@@ -217,6 +222,13 @@ def shown_bytes(found: dict[str, Any]) -> str:
     """`bytes_read` as extract prints it."""
     per_image = f" (+ {found['bytes_per_image']:,.0f} per image)" if "bytes_per_image" in found else ""
     return f"{found['bytes_per_object']:,.0f} bytes/object{per_image}"
+
+
+def default_readers(device: str) -> int:
+    """Reading processes: none where the optimiser needs the cores itself, a good part of the cores of a GPU's host."""
+    import os
+
+    return min(6, (os.cpu_count() or 1) // 2) if device.startswith("cuda") else 0
 
 
 def choose_device(name: str) -> str:

@@ -32,7 +32,7 @@ from stages.evaluate.report import Evaluation
 from stages.evaluate.res import summarise_res
 from stages.evaluate.results import ObjectResult, Which, by_split
 from stages.extract.images import open_image
-from stages.train_head.data import PriorsLike, as_box, prefetch, read_batch, reader_threads, splits_of
+from stages.train_head.data import PriorsLike, as_box, prefetch, read_batch, splits_of
 from stages.train_head.heads.base import Head, ImageLogits, crop_resize, to_image_masks
 
 
@@ -82,7 +82,7 @@ def run_head(
     start, selects = time.perf_counter(), True
     groups = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
     jobs = [partial(read_batch, priors, group, head, device) for group in groups]
-    for group, batch in zip(groups, prefetch(jobs, threads=reader_threads()), strict=True):
+    for group, batch in zip(groups, prefetch(jobs), strict=True):
         if batch is not None:
             inputs = batch.inputs.to(device)
             output = head(inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,7 +63,7 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: s
     """The batch of these samples for a head; those that failed in extraction are left out; None if nothing is left.
 
     It has the maps that the head looks at, and SAM's embeddings if it refines.
-    device: where it will go. For a GPU what is large stays float16, in pinned memory: it fetches that by itself.
+    device: where it will go; what a GPU gets stays float16 on the way if it is so in the cache.
 
     answer_hidden holds the tokens of narratives only: the keyword selector learns from texts in which some words name
     an object and others do not; in referring expressions all of them do.
@@ -96,13 +95,9 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: s
 
 
 def _gathered(arrays: list[np.ndarray], device: str) -> Tensor:
-    """Arrays, joined along their first axis: float32, or for a GPU in pinned memory, and of the type they have."""
-    shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
-    pinned = device.startswith("cuda")
-    kind = torch.float16 if arrays[0].dtype == np.float16 else torch.float32
-    joined = torch.empty(shape, dtype=kind, pin_memory=pinned)
-    np.concatenate(arrays, out=joined.numpy())
-    return joined if pinned else joined.float()
+    """Arrays, joined along their first axis: float32, or for a GPU of the type they have."""
+    joined = torch.from_numpy(np.concatenate(arrays))
+    return joined if device.startswith("cuda") else joined.float()
 
 
 def targets_of(priors: PriorsLike, batch: Batch, head: Head) -> Targets:
@@ -119,21 +114,16 @@ def targets_of(priors: PriorsLike, batch: Batch, head: Head) -> Targets:
     )
 
 
-def reader_threads() -> int:
-    """How many threads read and decode batches: one where the optimiser needs the cores, some on a GPU's host."""
-    return max(1, min(8, (os.cpu_count() or 1) // 4))
-
-
-def prefetch(jobs: Iterable[Callable[[], T]], *, threads: int = 1, depth: int = 4) -> Iterator[T]:
-    """The jobs' results in order, made up to `depth` ahead by so many threads; an error is raised in its place."""
+def prefetch(jobs: Iterable[Callable[[], T]], *, depth: int = 4) -> Iterator[T]:
+    """The jobs' results in order, made up to `depth` ahead by a thread; an error is raised in its place."""
     waiting: deque[Future[T]] = deque()
     # A second team of OpenMP threads would outnumber the cores, and then every barrier of either team sleeps:
     # on two cores that made a training step 1.5 times as long.
-    with ThreadPoolExecutor(threads, "prefetch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(1, "prefetch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for job in jobs:
                 waiting.append(pool.submit(job))
-                if len(waiting) > max(depth, threads):
+                if len(waiting) > depth:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -27,7 +27,13 @@ class FrameTargets:
 
     def to(self, device: torch.device | str) -> FrameTargets:
         """The same on `device`."""
-        return FrameTargets(mask=self.mask.to(device), valid=self.valid.to(device))
+        return FrameTargets(
+            mask=self.mask.to(device, non_blocking=True), valid=self.valid.to(device, non_blocking=True)
+        )
+
+    def pin_memory(self) -> FrameTargets:
+        """The same where a GPU fetches it from by itself."""
+        return FrameTargets(mask=self.mask.pin_memory(), valid=self.valid.pin_memory())
 
 
 @dataclass(kw_only=True, slots=True)
@@ -44,7 +50,13 @@ class Targets:
     def to(self, device: torch.device | str) -> Targets:
         """The same on `device`."""
         refined = self.refined.to(device) if self.refined is not None else None
-        return Targets(coarse=self.coarse.to(device), refined=refined, keyword=self.keyword.to(device))
+        keyword = self.keyword.to(device, non_blocking=True)
+        return Targets(coarse=self.coarse.to(device), refined=refined, keyword=keyword)
+
+    def pin_memory(self) -> Targets:
+        """The same where a GPU fetches them from by itself."""
+        refined = self.refined.pin_memory() if self.refined is not None else None
+        return Targets(coarse=self.coarse.pin_memory(), refined=refined, keyword=self.keyword.pin_memory())
 
 
 def frame_targets(masks: Sequence[np.ndarray], boxes: Sequence[Box], size: int) -> FrameTargets:

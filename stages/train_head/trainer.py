@@ -7,9 +7,8 @@ was killed goes on from its last stored state as if nothing had happened, and wo
 from __future__ import annotations
 
 import math
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,16 +19,14 @@ import torch
 from torch import Tensor
 
 from manifests.errors import DatasetError, PipelineError
-from stages.train_head.data import Batch, PriorsLike, prefetch, read_batch, reader_threads, splits_of, targets_of
+from stages.train_head.data import PriorsLike, splits_of
+from stages.train_head.feed import Example, Steps
 from stages.train_head.heads.base import Head, HeadOutput
 from stages.train_head.losses import HeadLoss, head_loss
 from stages.train_head.recipe import TrainConfig, rate
 from stages.train_head.state import load_state, read_facts, require_same, save_state
-from stages.train_head.targets import Targets
 from stages.train_head.team import Team
 from stages.train_head.validation import validate
-
-Examples = list[tuple[Batch, Targets]]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,13 +83,6 @@ def validation_samples(priors: PriorsLike, config: TrainConfig) -> list[int]:
     return priors.samples.where(split=["val"], task=["referring"])[: config.validate]
 
 
-def epoch_order(indices: list[int], seed: int, epoch: int) -> list[int]:
-    """The samples of an epoch, shuffled by seed and epoch."""
-    order = list(indices)
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
-
-
 def train(
     head: Head,
     priors: PriorsLike,
@@ -101,17 +91,19 @@ def train(
     device: str = "cpu",
     team: Team | None = None,
     keeping: Keeping | None = None,
+    readers: int = 0,
     on_step: Callable[[dict[str, Any]], None] = lambda _: None,
     on_validation: Callable[[dict[str, Any], Head], None] = lambda *_: None,
 ) -> History:
     """Train `head` in place on the split `train`; deterministic for a seed on one machine's CPU.
 
-    A stored state of the same training is gone on from. on_step is told {"step", "steps", "epoch", "objects", "loss",
-    "parts", "lr", "norm", "waiting"} after every step; on_validation, on every worker, {"step", "epoch", "loss",
-    "val_ciou_…", "best": is it the best so far?} and the head as it would be kept.
+    A stored state of the same training is gone on from.  readers: processes that read the cache; 0: a thread.
+    on_step is told {"step", "steps", "epoch", "objects", "loss", "parts", "lr", "norm", "waiting", "seconds"} of every
+    step, on a GPU while the next one runs; on_validation, on every worker, {"step", "epoch", "loss", "val_ciou_…",
+    "best": is it the best so far?} and the head as it would be kept.
     PipelineError: the loss is not finite, or the stored state is of another training.
     """
-    return Training(head, priors, config, device, team or Team(), keeping).run(on_step, on_validation)
+    return Training(head, priors, config, device, team, keeping, readers).run(on_step, on_validation)
 
 
 class Training:
@@ -121,26 +113,34 @@ class Training:
     on_validation: Callable[[dict[str, Any], Head], None] = staticmethod(lambda *_: None)
 
     def __init__(
-        self, head: Head, priors: PriorsLike, config: TrainConfig, device: str, team: Team, keeping: Keeping | None
+        self,
+        head: Head,
+        priors: PriorsLike,
+        config: TrainConfig,
+        device: str = "cpu",
+        team: Team | None = None,
+        keeping: Keeping | None = None,
+        readers: int = 0,
     ) -> None:
         torch.manual_seed(config.seed)
         self.head, self.priors, self.config = head, priors, config
-        self.device, self.team, self.keeping = device, team, keeping
+        self.device, self.team, self.keeping, self.readers = device, team or Team(), keeping, readers
         self.samples, self.val = trainable(priors), validation_samples(priors, config)
-        self.per_epoch = math.ceil(len(self.samples) / (team.size * config.accumulate * config.batch_size))
         splits = {"train": split_indices(priors, "train"), "val": self.val}
         failed = {name: sum(i in priors.failures for i in split) for name, split in splits.items()}
         self.history = History(failed=failed)
-        self.settings = {"recipe": asdict(config), "workers": team.size, **(keeping.facts if keeping else {})}
+        self.settings = {"recipe": asdict(config), "workers": self.team.size, **(keeping.facts if keeping else {})}
         self.stored = read_facts(keeping.file) if keeping else None
         if keeping and self.stored is not None:
             require_same(keeping.file, self.stored["settings"], self.settings)
         else:
             head.fit(priors, self.samples)
         head.to(device).train()
-        team.same_start(head)
+        self.team.same_start(head)
         self.parameters = [p for p in head.parameters() if p.requires_grad]
-        self.steps = config.epochs * self.per_epoch if self.parameters else 0
+        self.feed = Steps(head, priors, self.samples, config, self.team, device)
+        self.per_epoch, self.steps = self.feed.per_epoch, len(self.feed) if self.parameters else 0
+        self.pending: Callable[[], None] | None = None  # tells of the last step
         self.optimizer = torch.optim.AdamW(
             self.parameters or [torch.zeros(0)], config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay
         )
@@ -158,104 +158,108 @@ class Training:
         self.mark = time.perf_counter()
         if self.stored is None:
             self._validate(epoch=0)
-        while self.history.steps < self.steps:
-            self.run_epoch()
-        self._clock()
+        for examples in self.examples():
+            self.step(examples)
+        self._tell()
         with self._averaged(keep=True):
             self.head.eval()
         return self.history
 
-    def run_epoch(self) -> None:
-        """The rest of the current epoch."""
-        self.mark = time.perf_counter()
-        epoch, first = divmod(self.history.steps, self.per_epoch)
-        waited = time.perf_counter()
-        for examples in self.examples(epoch, first):
-            self.history.waiting += time.perf_counter() - waited
-            self._step(epoch, examples)
-            waited = time.perf_counter()
+    def examples(self) -> Generator[list[Example], None, None]:
+        """What this worker adds to each of the steps that are left; the time that it is waited for is counted."""
+        feed = self.feed.read(self.history.steps, self.readers) if self.steps else iter(())
+        while True:
+            start = time.perf_counter()
+            examples = next(feed, None)
+            self.history.waiting += time.perf_counter() - start
+            if examples is None:
+                return
+            yield examples
 
-    def examples(self, epoch: int, first: int) -> Iterator[Examples]:
-        """What this worker adds to each of an epoch's steps, from step `first` on; read ahead."""
-        return prefetch(self._jobs(epoch, first), threads=reader_threads())
-
-    def _step(self, epoch: int, examples: Examples) -> None:
+    def step(self, examples: list[Example]) -> None:
+        """One step of the optimiser, and whatever is due after it."""
         config, history = self.config, self.history
-        learning_rate = config.lr * rate(history.steps, self.steps, config.warmup)
+        epoch, learning_rate = (
+            history.steps // self.per_epoch,
+            config.lr * rate(history.steps, self.steps, config.warmup),
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         objects, tokens = self._counts(examples)
         parts: dict[str, Tensor] = {}
         self.optimizer.zero_grad()
-        for batch, targets in examples:
-            loss = self._loss(batch, targets)
-            weighted = loss.parts(objects=len(batch.inputs.attention) / objects, tokens=len(targets.keyword) / tokens)
+        for each in examples:
+            shares = {"objects": len(each.inputs.attention) / objects, "tokens": len(each.targets.keyword) / tokens}
+            weighted = self._loss(each).parts(**shares)
             torch.stack(list(weighted.values())).sum().backward()
             parts = {name: parts.get(name, 0) + value.detach() for name, value in weighted.items()}
         self.team.add_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
-        told = self._told(parts, norm)
-        if not math.isfinite(told["loss"]):
-            named = ", ".join(self.priors.samples[i].sample_id for batch, _ in examples for i in batch.indices[:3])
-            raise PipelineError(
-                f"the loss is {told['loss']} at step {history.steps + 1} (samples {named}, …): "
-                "lower --lr, or train with --precision float32"
-            )
         self.optimizer.step()
         if self.averages:
             self._average()
         history.steps += 1
         history.objects += objects
-        self.losses = [self.losses[0] + told["loss"], self.losses[1] + 1]
-        self._clock()
-        self.on_step(
-            told
-            | {"step": history.steps, "steps": self.steps, "epoch": epoch, "objects": objects, "lr": learning_rate}
-            | {"waiting": history.waiting, "seconds": history.seconds}
-        )
+        news = {"step": history.steps, "steps": self.steps, "epoch": epoch, "objects": objects, "lr": learning_rate}
+        told = self._told(parts, norm)
+        self._tell()  # of the step before: a GPU has work meanwhile
+        self.pending = partial(self._hear, told, news, examples)
         ended, every = history.steps % self.per_epoch == 0, config.validate_every
         if ended or (every and history.steps % every == 0):
             self._validate(epoch + ended)
         self._keep(ended)
 
-    def _loss(self, batch: Batch, targets: Targets) -> HeadLoss:
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output = self.head(batch.inputs.to(self.device))
-        return head_loss(_float32(output), targets.to(self.device))
+    def _tell(self) -> None:
+        """Hear of the last step, and tell it."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending()
 
-    def _counts(self, examples: Examples) -> tuple[int, int]:
+    def _hear(self, told: Callable[[], dict[str, Any]], news: dict[str, Any], examples: list[Example]) -> None:
+        found = told()
+        if not math.isfinite(found["loss"] + found["norm"]):
+            named = ", ".join(self.priors.samples[i].sample_id for each in examples for i in each.indices[:3])
+            raise PipelineError(
+                f"the loss is {found['loss']}, its gradient's norm {found['norm']}, at step {news['step']} (samples "
+                f"{named}, …): lower --lr, or train with --precision float32"
+            )
+        self.losses = [self.losses[0] + found["loss"], self.losses[1] + 1]
+        self._clock()
+        self.on_step(found | news | {"waiting": self.history.waiting, "seconds": self.history.seconds})
+
+    def _loss(self, example: Example) -> HeadLoss:
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            output = self.head(example.inputs.to(self.device))
+        return head_loss(_float32(output), example.targets.to(self.device))
+
+    def _counts(self, examples: list[Example]) -> tuple[int, int]:
         """Objects and keyword tokens of the whole step, of all workers; what losses are means over."""
-        objects = sum(len(batch.inputs.attention) for batch, _ in examples)
-        tokens = sum(len(targets.keyword) for _, targets in examples)
+        objects = sum(len(each.inputs.attention) for each in examples)
+        tokens = sum(len(each.targets.keyword) for each in examples)
         if self.team.size > 1:
             objects, tokens = self.team.add(torch.tensor([objects, tokens], device=self.device)).tolist()
         return max(1, objects), max(1, tokens)
 
-    def _told(self, parts: dict[str, Tensor], norm: Tensor) -> dict[str, Any]:
-        """The step's losses over all workers, fetched from the device at once."""
+    def _told(self, parts: dict[str, Tensor], norm: Tensor) -> Callable[[], dict[str, Any]]:
+        """The step's losses over all workers, on their way from the device; called, it waits for them."""
         names = ["coarse_bce", "coarse_dice", "refined_bce", "refined_dice", "keyword"]
         values = torch.stack([torch.as_tensor(parts.get(name, 0.0), device=self.device).float() for name in names])
-        found = torch.cat([self.team.add(values), norm.reshape(1).to(values)]).tolist()
-        known = {name: value for name, value in zip(names, found, strict=False) if name in parts or self.team.size > 1}
-        return {"loss": math.fsum(known.values()), "parts": known, "norm": found[-1]}
+        host = torch.cat([self.team.add(values), norm.reshape(1).to(values)]).to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event() if values.is_cuda else None
+        if arrived is not None:
+            arrived.record()
 
-    def _jobs(self, epoch: int, first: int) -> Iterator[Callable[[], Examples]]:
-        """One job for each step of an epoch from step `first` on: it reads what this worker adds to it."""
-        order, size = epoch_order(self.samples, self.config.seed, epoch), self.config.batch_size
-        share = size * self.config.accumulate
-        for step in range(first, self.per_epoch):
-            start = (step * self.team.size + self.team.rank) * share
-            after = start + self.team.size * share
-            self.priors.advise(order[after : after + share])  # the disk works while this step is put together
-            yield partial(
-                self._read, [order[i : min(i + size, start + share)] for i in range(start, start + share, size)]
-            )
+        def told() -> dict[str, Any]:
+            if arrived is not None:
+                arrived.synchronize()
+            found = dict(zip([*names, "norm"], host.tolist(), strict=True))
+            known = {name: found[name] for name in names if name in parts or self.team.size > 1}
+            return {"loss": math.fsum(known.values()), "parts": known, "norm": found["norm"]}
 
-    def _read(self, groups: list[list[int]]) -> Examples:
-        batches = [read_batch(self.priors, group, self.head, self.device) for group in groups if group]
-        return [(batch, targets_of(self.priors, batch, self.head)) for batch in batches if batch is not None]
+        return told
 
     def _validate(self, epoch: int) -> None:
+        self._tell()
         record: dict[str, Any] = {"step": self.history.steps, "epoch": epoch}
         if self.losses[1]:
             record["loss"] = self.losses[0] / self.losses[1]
@@ -292,7 +296,10 @@ class Training:
 
     def _keep(self, ended: bool) -> None:
         due = self.keeping and (ended or time.perf_counter() - self.saved >= 60 * self.keeping.minutes)
-        if not (due and self.keeping and self.team.leads):
+        if not (due and self.keeping):
+            return
+        self._tell()
+        if not self.team.leads:
             return
         facts = {"settings": self.settings, "history": asdict(self.history), "losses": self.losses}
         save_state(self.keeping.file, self.head, self.optimizer, self.averages, facts)

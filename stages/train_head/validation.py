@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manifests.masks import area, decode
-from stages.train_head.data import PriorsLike, as_box, prefetch, read_batch, reader_threads
+from stages.train_head.data import PriorsLike, as_box, prefetch, read_batch
 from stages.train_head.heads.base import Head, crop_resize, to_image_masks
 from stages.train_head.team import Team
 
@@ -48,7 +48,7 @@ def validate(
     groups = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
     jobs = [partial(read_batch, priors, group, head, device) for group in groups]
     with evaluating(head):
-        for group, batch in zip(groups, prefetch(jobs, threads=reader_threads()), strict=True):
+        for group, batch in zip(groups, prefetch(jobs), strict=True):
             missed = [i for i in group if batch is None or i not in batch.indices]
             sums[:, 1] += sum(area(o.mask) for i in missed for o in priors.samples[i].objects)
             if batch is None:

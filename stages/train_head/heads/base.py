@@ -10,8 +10,8 @@ logits cover the LMM's whole square, embeddings and refined logits SAM's whole s
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -36,7 +36,7 @@ class HeadBatch:
     hidden_object: Tensor
     """int64 [T], the object (row of `attention`) of each of those tokens; tokens of one object in reading order."""
     sample_of_object: Tensor
-    """int64 [K], the sample of each object."""
+    """int64 [K], the sample of each object, ascending."""
     answer_hidden: Tensor
     """float32 [A, d], every answer token, last layer."""
     lmm_boxes: list[Box]
@@ -47,21 +47,45 @@ class HeadBatch:
     """float [B, Ce, e, e], SAM's image embeddings; None where the head needs none."""
     sam_boxes: list[Box] | None = None
     """B: where the image lies in SAM's square, in its pixels; None where the head needs none."""
+    objects: list[int] = field(default_factory=list)
+    """B: how many objects each sample has; counted here, since a GPU would have to be waited for."""
+    tokens: list[int] = field(default_factory=list)
+    """K: how many tokens each object has in `hidden`; counted here."""
 
-    def objects_of(self, sample: int) -> Tensor:
-        """int64: the rows of one sample's objects, in their order."""
-        return (self.sample_of_object == sample).nonzero().flatten()
+    def __post_init__(self) -> None:
+        """ValueError: the objects of a sample are not side by side, in the samples' order."""
+        if self.sample_of_object.is_cuda and len(self.tokens) == len(self.sample_of_object):
+            return  # of a batch that was counted before it went there
+        if (self.sample_of_object.diff() < 0).any():
+            raise ValueError("sample_of_object must be ascending")
+        self.objects = torch.bincount(self.sample_of_object, minlength=len(self.image_sizes)).tolist()
+        self.tokens = torch.bincount(self.hidden_object, minlength=len(self.sample_of_object)).tolist()
+
+    def objects_of(self, sample: int) -> slice:
+        """The rows of one sample's objects."""
+        start = sum(self.objects[:sample])
+        return slice(start, start + self.objects[sample])
 
     def to(self, device: torch.device | str) -> HeadBatch:
         """The same batch with its tensors on `device`, all of them float32; pinned ones on their way meanwhile."""
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        moved.attention = moved.attention.float()
+        moved.embeddings = None if moved.embeddings is None else moved.embeddings.float()
+        return moved
+
+    def pin_memory(self) -> HeadBatch:
+        """The same batch where a GPU fetches it from by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> HeadBatch:
         return replace(
             self,
-            attention=self.attention.to(device, non_blocking=True).float(),
-            hidden=self.hidden.to(device, non_blocking=True),
-            hidden_object=self.hidden_object.to(device),
-            sample_of_object=self.sample_of_object.to(device),
-            answer_hidden=self.answer_hidden.to(device),
-            embeddings=None if self.embeddings is None else self.embeddings.to(device, non_blocking=True).float(),
+            attention=change(self.attention),
+            hidden=change(self.hidden),
+            hidden_object=change(self.hidden_object),
+            sample_of_object=change(self.sample_of_object),
+            answer_hidden=change(self.answer_hidden),
+            embeddings=None if self.embeddings is None else change(self.embeddings),
         )
 
 

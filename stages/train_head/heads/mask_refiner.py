@@ -86,10 +86,13 @@ class MaskRefiner(nn.Module):
             empty = torch.zeros(objects, dtype=torch.int64, device=batch.hidden_object.device)
             return empty, batch.hidden.new_zeros((objects, 0, self.sam.channels))
         mixed = torch.einsum("m,tmd->td", self.text_layer_weights.softmax(0), batch.hidden)
-        counts = torch.bincount(batch.hidden_object, minlength=objects)
+        counts = torch.tensor(batch.tokens).to(mixed.device, non_blocking=True)
         order = batch.hidden_object.argsort(stable=True)  # tokens of one object side by side, in reading order
-        parts = self.text_proj(mixed[order]).split(counts.tolist())
-        return counts, nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+        owner = batch.hidden_object[order]
+        place = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
+        projected = self.text_proj(mixed[order])
+        text = projected.new_zeros((objects, max(batch.tokens, default=0), self.sam.channels))
+        return counts, text.index_put((owner, place), projected)
 
     def _freeze_unreachable(self) -> None:
         """What no loss can reach is not trained: no weight decay for it, no unused parameter to a parallel trainer."""
@@ -117,8 +120,8 @@ def prompt_masks(coarse: Tensor, batch: HeadBatch, sam_boxes: list[Box], sam: Sa
     for part, shown in zip(parts, sam_boxes, strict=True):
         rows.append(_axis(part.top, part.height, side, shown.height, sam.image_size, sam.mask_size))
         columns.append(_axis(part.left, part.width, side, shown.width, sam.image_size, sam.mask_size))
-    y = torch.stack(rows).to(coarse)[batch.sample_of_object]
-    x = torch.stack(columns).to(coarse)[batch.sample_of_object]
+    y, x = (torch.stack(each).to(coarse.dtype).to(coarse.device, non_blocking=True) for each in (rows, columns))
+    y, x = y[batch.sample_of_object], x[batch.sample_of_object]
     inside = y.sum(-1, keepdim=True) @ x.sum(-1, keepdim=True).transpose(1, 2)
     return y @ coarse @ x.transpose(1, 2) + _pad_value(coarse, parts, batch.sample_of_object) * (1 - inside)
 
@@ -128,7 +131,7 @@ def _pad_value(coarse: Tensor, parts: list[Box], sample_of_object: Tensor) -> Te
     shown = torch.zeros((len(parts), *coarse.shape[1:]), dtype=torch.bool)
     for mask, part in zip(shown, parts, strict=True):
         mask[part.top : part.top + part.height, part.left : part.left + part.width] = True
-    outside = ~shown.to(coarse.device)[sample_of_object]
+    outside = ~shown.to(coarse.device, non_blocking=True)[sample_of_object]
     # Detached: the padding is a constant of the frame, nothing to be learned.
     return coarse.detach().masked_fill(outside, 0.0).amin((-2, -1), keepdim=True).clamp(max=-1.0)
 
@@ -152,11 +155,12 @@ def prompt_boxes(coarse: Tensor, batch: HeadBatch, sam_boxes: list[Box]) -> Tens
     whole image where there are none; then scaled to the image's size in SAM's input.
     """
     boxes = coarse.new_zeros((len(coarse), 4))
+    sizes = [(box.width / w, box.height / h) for box, (h, w) in zip(sam_boxes, batch.image_sizes, strict=True)]
+    scales = torch.tensor(sizes, dtype=coarse.dtype).to(coarse.device, non_blocking=True).repeat(1, 2)
     for sample, (height, width) in enumerate(batch.image_sizes):
-        objects, shown = batch.objects_of(sample), sam_boxes[sample]
+        objects = batch.objects_of(sample)
         masks = crop_resize(coarse[objects], batch.lmm_boxes[sample], (height, width)) > 0
-        scale = coarse.new_tensor([shown.width / width, shown.height / height]).repeat(2)
-        boxes[objects] = mask_boxes(masks).to(coarse) * scale
+        boxes[objects] = mask_boxes(masks).to(coarse) * scales[sample]
     return boxes
 
 
