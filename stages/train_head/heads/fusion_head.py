@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
@@ -95,5 +94,5 @@ class FusionHead(Head):
 
 
 def _mean(counts: Tensor, tokens: Tensor) -> Tensor:
-    """int64 [K], float [K, most, Ce] with zeros after an object's last -> their mean [K, Ce]; 0 where there are none."""
+    """int64 [K], float [K, most, Ce] with zeros after an object's last -> their mean [K, Ce]; 0 without any."""
     return tokens.sum(1) / counts.clamp(min=1)[:, None]

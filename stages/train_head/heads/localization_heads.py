@@ -155,7 +155,7 @@ class LocalizationHeads(Head):
         return torch.cat(found).mean(0).amax(1)
 
     def _read(self, priors: PriorsLike, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor, np.ndarray, Box]]:
-        """Some samples: maps float32 [n, C, h, w] of mean 1, their mass float64 [n, C], masks bool [n, H, W], the image's box."""
+        """Some samples: maps float32 [n, C, h, w], their mass float64 [n, C], masks bool [n, H, W], the image's box."""
         usable = [index for index in indices if index not in priors.failures]
         most = min(len(usable), self.config.samples)
         picked = slice(None) if self.shape.maps is None else list(self.shape.maps)
@@ -199,7 +199,7 @@ def spatial_entropy(maps: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """Maps float [..., h, w], image part bool [..., h, w] -> entropy float64 [...] and area [...] of what is attended.
 
     Attended are the cells above the map's mean over the image. Cells that touch at an edge or a corner are a region;
-    the entropy is that of the regions' shares of the area, in nats: 0 for one region. Infinite where nothing stands out.
+    the entropy is that of the regions' shares of the area, in nats: 0 for one region, infinite for none.
     """
     mean = (maps * inside).sum((-2, -1), keepdim=True) / inside.sum((-2, -1), keepdim=True)
     attended = ((maps > mean) & inside).flatten(0, -3)
@@ -239,7 +239,7 @@ def smooth(maps: Tensor, inside: Tensor, sigma: float) -> Tensor:
 
 
 def ious(values: Tensor, frame: FrameTargets) -> Tensor:
-    """float64 [n, c, thresholds]: of `values` [n, c, s, s] above each of THRESHOLDS with the n masks; 1 for two empty."""
+    """float64 [n, c, thresholds]: IoU of `values` [n, c, s, s] above each of THRESHOLDS with n masks; 1: both empty."""
     truth, valid = frame.mask.bool()[:, None], frame.valid.bool()[:, None]
     found = []
     for threshold in THRESHOLDS:
