@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -189,11 +189,11 @@ def test_the_choice_by_entropy_against_loops(small_cache: Path) -> None:
 def test_the_choice_by_iou_against_loops(small_cache: Path) -> None:
     """The map that is best at its best threshold; then the threshold that is best for it over its mean in the image."""
     priors = Priors.open(small_cache)
-    indices = trainable(priors)[:3]
-    config = LocalizationConfig(maps=1, choose_by="iou", threshold=0, input_size=0, samples=3)
-    head = LocalizationHeads(shape_of(priors), config)
+    indices, some = trainable(priors)[:2], (19, 2, 21)
+    config = LocalizationConfig(maps=1, choose_by="iou", threshold=0, input_size=0, samples=2)
+    head = LocalizationHeads(replace(shape_of(priors), channels=3, maps=some), config)
     head.fit(priors, indices)
-    objects = []  # of each: the maps smoothed [C, 12, 12], the mask, the image's part
+    objects = []  # of each: some maps smoothed [3, 12, 12], the mask, the image's part
     for index in indices:
         item = priors.read(index)
         assert item is not None
@@ -201,7 +201,7 @@ def test_the_choice_by_iou_against_loops(small_cache: Path) -> None:
         masks = np.stack([decode(o.mask) for o in priors.samples[index].objects])
         truth = frame_targets([masks], [as_box(item.box)], 12).mask.bool().numpy()
         for maps, mask in zip(item.attention, truth, strict=True):
-            smoothed = np.stack([plain_smooth(each.astype(np.float32), inside, 1.0) for each in maps])
+            smoothed = np.stack([plain_smooth(each.astype(np.float32), inside, 1.0) for each in maps[list(some)]])
             objects.append((smoothed, mask, inside))
 
     def quality(channel: int, threshold: float, relative: bool) -> float:
@@ -211,7 +211,7 @@ def test_the_choice_by_iou_against_loops(small_cache: Path) -> None:
             found.append((above & mask).sum() / max(1, (above | mask).sum()))
         return float(np.mean(found))
 
-    best = max(range(priors.channels), key=lambda c: max(quality(c, t, False) for t in THRESHOLDS))
+    best = max(range(3), key=lambda c: max(quality(c, t, False) for t in THRESHOLDS))
     assert head.chosen.tolist() == [best]
     assert float(head.threshold) == max(THRESHOLDS, key=lambda t: quality(best, t, True))
 
