@@ -41,13 +41,16 @@ class WordBlock(nn.Module):
 class FusionDecoder(nn.Module):
     """Attention [K, C, h, w], embeddings [B, Ce, e, e], words [K, Ce] -> features [K, W, S, S], the LMM's square."""
 
-    def __init__(self, channels: int, embedding: int, input_size: int, width: int) -> None:
-        """`channels`: C. `embedding`: Ce. `input_size`: S, unless the grid is finer. `width`: W, doubled twice."""
+    def __init__(self, channels: int, embedding: int, words: int, input_size: int, width: int) -> None:
+        """`channels`: C. `embedding`: Ce. `words`: length of the words' vector.
+
+        `input_size`: S, unless the grid is finer. `width`: W, doubled twice.
+        """
         super().__init__()
         self.input_size = input_size
         self.attention = nn.Conv2d(channels, width, 1)
         self.image = nn.Conv2d(embedding, width, 1)
-        self.words = nn.Sequential(nn.LayerNorm(embedding), nn.Linear(embedding, width), nn.ReLU())
+        self.words = nn.Sequential(nn.LayerNorm(words), nn.Linear(words, width), nn.ReLU())
         fine, middle, coarse = (width * 2**level for level in range(LEVELS))
         self.down = nn.ModuleList(
             WordBlock(inputs, outputs, width)
@@ -57,7 +60,7 @@ class FusionDecoder(nn.Module):
         self.up = nn.ModuleList(WordBlock(side, side, width) for side in (middle, fine))
 
     def forward(self, batch: HeadBatch, words: Tensor) -> Tensor:
-        """`words`: float [K, Ce], one vector of each object's words."""
+        """`words`: one vector [K, …] of each object's words."""
         words, skips = self.words(words), []
         x = self._inputs(batch)
         for level, block in enumerate(self.down):
