@@ -1,8 +1,9 @@
 """Training-free grounding: a few attention maps that look at one place, smoothed, summed, thresholded.
 
-After "Your Large Vision-Language Model Only Needs A Few Attention Heads For Visual Grounding" (arXiv 2503.06287). The
-maps are chosen on the training split: those that look at the image at all, and of them those whose attention falls
-apart into the fewest regions most often. As the paper does it, no mask is looked at.
+After "Your Large Vision-Language Model Only Needs A Few Attention Heads For Visual Grounding" (arXiv 2503.06287). Written
+from the paper's idea. The maps are chosen on the training split: those that look at the image at all, and of them those
+whose attention most often falls apart into the fewest regions; no mask is looked at. Two things differ: an object's
+map is the mean over its words, and the chosen maps count equally, for the cache scales each to mean 1.
 
 Letters: K objects, C attention maps, k chosen ones, h x w the LMM's grid, S side of the masks, N any number of maps.
 """
@@ -40,7 +41,7 @@ THRESHOLDS = (0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 
 @dataclass(kw_only=True, slots=True, frozen=True)
 class LocalizationConfig:
-    """How the maps are chosen and what is made of them; the defaults are the paper's and look at no mask."""
+    """How the maps are chosen and what is made of them; with the defaults no mask is looked at."""
 
     maps: int = 3
     """k, how many maps are chosen."""
@@ -91,7 +92,7 @@ class LocalizationHeads(Head):
         if config.maps > shape.channels:
             raise ValueError(f"maps is {config.maps}, but the cache has {shape.channels}")
         self.register_buffer("chosen", torch.full((config.maps,), -1))
-        self.register_buffer("threshold", torch.tensor(config.threshold or 1.0))
+        self.register_buffer("threshold", torch.tensor(float(config.threshold or 1)))
         self.refiner = MaskRefiner(shape, config.sam, mask=True, box=True, text=False) if config.refiner else None
         self.requires_grad_(False)
 
