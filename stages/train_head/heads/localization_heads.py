@@ -1,9 +1,9 @@
 """Training-free grounding: a few attention maps that look at one place, smoothed, summed, thresholded.
 
-After "Your Large Vision-Language Model Only Needs A Few Attention Heads For Visual Grounding" (arXiv 2503.06287). Written
-from the paper's idea. The maps are chosen on the training split: those that look at the image at all, and of them those
-whose attention most often falls apart into the fewest regions; no mask is looked at. Two things differ: an object's
-map is the mean over its words, and the chosen maps count equally, for the cache scales each to mean 1.
+After "Your Large Vision-Language Model Only Needs A Few Attention Heads For Visual Grounding" (arXiv 2503.06287), from
+the idea. The maps are chosen on the training split: those that look at the image at all, and of them those whose
+attention most often falls apart into the fewest regions; no mask is looked at. Two things differ: an object's map is
+the mean over its words, and the chosen maps count equally, for the cache scales each to mean 1.
 
 Letters: K objects, C attention maps, k chosen ones, h x w the LMM's grid, S side of the masks, N any number of maps.
 """
