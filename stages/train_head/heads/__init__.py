@@ -6,9 +6,15 @@ import importlib
 
 from manifests.errors import PipelineError
 from stages.train_head.heads.base import Head
+from stages.train_head.heads.fusion_head import FusionHead
 from stages.train_head.heads.grounding_head import GroundingHead
+from stages.train_head.heads.linear import LinearHead
+from stages.train_head.heads.localization_heads import LocalizationHeads
+from stages.train_head.heads.unet import UNetHead
 
-HEADS: dict[str, type[Head]] = {head.name: head for head in (GroundingHead,)}
+HEADS: dict[str, type[Head]] = {
+    head.name: head for head in (GroundingHead, FusionHead, UNetHead, LinearHead, LocalizationHeads)
+}
 
 
 def head_class(name: str) -> type[Head]:

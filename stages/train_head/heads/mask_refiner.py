@@ -40,7 +40,17 @@ class MaskRefiner(nn.Module):
         self.mask_decoder.load_state_dict(sam.mask_decoder.state_dict())
 
     def forward(self, coarse: Tensor, batch: HeadBatch) -> Tensor:
-        """`coarse`: float32 [K, S, S]. One pass over all objects of all images; float32 also under autocast."""
+        """`coarse`: float32 [K, S, S]."""
+        return self.refine(coarse, batch, self.text_tokens(batch, len(coarse)))
+
+    def refine(
+        self, coarse: Tensor, batch: HeadBatch, text: tuple[Tensor, Tensor], features: Tensor | None = None
+    ) -> Tensor:
+        """One pass over all objects of all images; float32 also under autocast. -> logits [K, 4e, 4e].
+
+        `coarse`: float32 [K, S, S]; `text`: what `text_tokens` gave; `features`: float [K, Ce, e, e], added to the
+        dense prompts. ValueError: the batch has no image embeddings.
+        """
         if batch.embeddings is None or batch.sam_boxes is None:
             raise ValueError("the refiner needs SAM's image embeddings and boxes, this batch has none")
         coarse = coarse.to(torch.promote_types(coarse.dtype, torch.float32))
@@ -49,9 +59,10 @@ class MaskRefiner(nn.Module):
         with torch.autocast(coarse.device.type, enabled=False):  # eight bits of a coordinate are no coordinate
             sparse, dense = self._prompts(coarse, batch, batch.sam_boxes)
             position = self.prompt_encoder.get_dense_pe().to(dense.dtype)
-        counts, text = self._text_tokens(batch, len(coarse))
+        counts, tokens = text
         image = batch.embeddings.to(dense.dtype)[batch.sample_of_object] + dense
-        return self._decode(image, position, sparse, text, counts).to(coarse.dtype)
+        image = image if features is None else image + features
+        return self._decode(image, position, sparse, tokens, counts).to(coarse.dtype)
 
     def _decode(self, image: Tensor, position: Tensor, sparse: Tensor, text: Tensor, counts: Tensor) -> Tensor:
         """segment_anything's `MaskDecoder.forward(multimask_output=False)` for objects of several images at once.
@@ -80,9 +91,9 @@ class MaskRefiner(nn.Module):
         # Without prompts the encoder can not know how many objects there are and answers for one.
         return sparse.expand(len(coarse), -1, -1), dense.expand(len(coarse), -1, -1, -1)
 
-    def _text_tokens(self, batch: HeadBatch, objects: int) -> tuple[Tensor, Tensor]:
+    def text_tokens(self, batch: HeadBatch, objects: int) -> tuple[Tensor, Tensor]:
         """How many text prompts each object has, int64 [K], and the prompts [K, most, Ce], zeros after the last."""
-        if not self.use_text:
+        if not self.use_text or not objects:
             empty = torch.zeros(objects, dtype=torch.int64, device=batch.hidden_object.device)
             return empty, batch.hidden.new_zeros((objects, 0, self.sam.channels))
         mixed = torch.einsum("m,tmd->td", self.text_layer_weights.softmax(0), batch.hidden)
