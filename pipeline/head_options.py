@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import PipelineError
@@ -160,19 +161,24 @@ def _shown(numbers: Sequence[int]) -> str:
 
 
 def start_from(head: Head, args: TrainHead) -> None:
-    """--init-from: the weights of a stored head of the same shape, or of a published checkpoint."""
+    """--init-from: the weights of a stored head of the same shape, or a published checkpoint, and their provenance."""
     from stages.train_head.heads.checkpoint import load_head
+    from stages.train_head.heads.hub import fetch_head
+    from stages.train_head.heads.published import load_published
 
     assert args.init_from is not None
-    if not args.init_from.is_dir():
-        raise PipelineError(f"--init-from {args.init_from}: no such folder of a head")
-    stored = load_head(args.init_from, type(head))
+    if Path(args.init_from).is_file():
+        head.record["provenance"] = load_published(head, Path(args.init_from))
+        return
+    stored = load_head(fetch_head(args.init_from), type(head))
     try:
         head.load_state_dict(stored.state_dict())
     except RuntimeError as error:
         raise PipelineError(
             f"--init-from {args.init_from} holds another head ({' '.join(str(error).split())[:300]})"
         ) from None
+    if "provenance" in stored.record:  # a licence that binds what is made of them
+        head.record["provenance"] = stored.record["provenance"]
 
 
 def _lmm_maps(priors: Priors) -> int:
