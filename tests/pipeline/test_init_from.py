@@ -36,7 +36,7 @@ def test_a_published_checkpoint_too(tmp_path: Path) -> None:
     sizes = {"channels": SHAPE.channels, "layers": SHAPE.layers, "width": SHAPE.width}
     weights = published_weights(**sizes, base=4, sam=SAM)
     torch.save({"state_dict": weights}, tmp_path / "flmm.pth")
-    head = make_head()
+    head = make_head(input_size=64)
     start_from(head, TrainHead(init_from=str(tmp_path / "flmm.pth")))
     assert all(torch.equal(value, weights[name]) for name, value in to_published(head).items())
     assert head.record["provenance"]["source"] == "flmm.pth"

@@ -154,7 +154,7 @@ def test_evaluate_push_and_evaluate_from_the_hub(
         "samples": 10,
     }
     assert all(row["split"] == "train" or (row["split"], row["task"]) == ("val", "referring") for row in data)
-    command = ["evaluate", "--cache", small_cache, "--splits", "val"]
+    command = ["evaluate", "--cache", small_cache, "--splits", "val", "--data-root", tmp_path]  # no images: no pictures
     cli(*command, "--head", small_head, "--out", tmp_path / "here")
     with server(tmp_path / "downloads"):
         cli("push-head", "--head", small_head, "--repo", "ann/head", "--evaluation", tmp_path / "here")

@@ -40,10 +40,10 @@ RECORD = {
 }  # fmt: skip
 
 
-def make_head(seed: int = 0) -> GroundingHead:
+def make_head(seed: int = 0, input_size: int = 16) -> GroundingHead:
     """Random weights, the record and the priors from above."""
     torch.manual_seed(seed)
-    head = GroundingHead(SHAPE, GroundingConfig(input_size=16, base_width=4, sam=SAM)).eval()
+    head = GroundingHead(SHAPE, GroundingConfig(input_size=input_size, base_width=4, sam=SAM)).eval()
     head.priors, head.record = plain(PRIORS), plain(RECORD)
     return head
 
