@@ -19,8 +19,8 @@ class Evaluate:
     """A complete cache: a folder, s3://bucket/prefix, or an .h5 file that `cache export` made."""
     images: str | None = None
     """Its image cache, if it is no longer where extraction or the export put it."""
-    head: Path = Path("runs/head")
-    """Folder of a head that `train-head` made."""
+    head: str = "runs/head"
+    """Folder of a head that `train-head` made, or one of the Hugging Face Hub: hf://user/name[@revision]."""
     head_class: str | None = None
     """Whose code a head is that is none of this program's: module:Class. It is run."""
     out: Path = Path("runs/evaluation")
@@ -46,7 +46,8 @@ def run(args: Evaluate) -> None:
     from stages.evaluate.report import is_evaluation, markdown, write_report
     from stages.evaluate.stage import draw_cases, held_out, run_head, summarise
     from stages.train_head.heads import head_class
-    from stages.train_head.heads.checkpoint import load_head, read_record, require_same_priors
+    from stages.train_head.heads.checkpoint import load_head, require_same_priors, weights_digest
+    from stages.train_head.heads.hub import fetch_head
 
     start = time.perf_counter()
     if not 0 < args.lam < 1:
@@ -54,11 +55,11 @@ def run(args: Evaluate) -> None:
     if args.batch_size < 1:
         raise PipelineError(f"--batch-size {args.batch_size}: must be at least 1")
     priors = Priors.open(args.cache, images_dir=args.images, need_images=False)
-    head = load_head(args.head, head_class(args.head_class) if args.head_class else None)
+    folder = fetch_head(args.head)
+    head = load_head(folder, head_class(args.head_class) if args.head_class else None)
     if head.refined_size is not None and priors.images is None:
         priors = Priors.open(args.cache, images_dir=args.images)  # says where they were looked for
-    require_same_priors(head, priors.identity, str(args.head))
-    training = read_record(args.head)
+    require_same_priors(head, priors.identity, args.head)
     indices = held_out(priors, args.splits)
     device = choose_device(args.device)
     prepare_out(args.out, "evaluation", is_evaluation)
@@ -69,7 +70,8 @@ def run(args: Evaluate) -> None:
     read = bytes_read(priors, head)
     about = {
         "lmm": soft.get("lmm", "unknown"),
-        "head": f"{head.name}, {sum(p.numel() for p in head.parameters()):,} parameters, {_trained(training)}",
+        "head": f"{head.name}, {sum(p.numel() for p in head.parameters()):,} parameters, {_trained(head.record)}",
+        "weights": weights_digest(folder),
         "cache": args.cache,
         "samples": len(indices),
         "objects": objects,

@@ -45,6 +45,8 @@ def build(args: TrainHead, priors: Priors, device: str = "cpu") -> tuple[Head, T
         raise PipelineError(f"train-head: {error}") from None
     if head.refined_size is not None:
         head.start_from(load_sam(sam["name"], args.sam_checkpoint))
+    if args.init_from is not None:
+        start_from(head, args)
     return head, recipe
 
 
@@ -158,19 +160,25 @@ def _shown(numbers: Sequence[int]) -> str:
     )
 
 
-def start_from(head: Head, file: Path) -> dict[str, Any]:
-    """--init-from: the weights of a stored head of the same shape, or of a published checkpoint; -> what they are."""
-    from stages.train_head.heads.checkpoint import load_head, read_record
+def start_from(head: Head, args: TrainHead) -> None:
+    """--init-from: the weights of a stored head of the same shape, or a published checkpoint, and their provenance."""
+    from stages.train_head.heads.checkpoint import load_head
+    from stages.train_head.heads.hub import fetch_head
     from stages.train_head.heads.published import load_published
 
-    if file.is_file():
-        return load_published(head, file)
-    stored = load_head(file, type(head))
+    assert args.init_from is not None
+    if Path(args.init_from).is_file():
+        head.record["provenance"] = load_published(head, Path(args.init_from))
+        return
+    stored = load_head(fetch_head(args.init_from), type(head))
     try:
         head.load_state_dict(stored.state_dict())
     except RuntimeError as error:
-        raise PipelineError(f"--init-from {file} holds another head ({' '.join(str(error).split())[:300]})") from None
-    return {"source": str(file)} | {k: v for k, v in read_record(file).items() if k == "provenance"}
+        raise PipelineError(
+            f"--init-from {args.init_from} holds another head ({' '.join(str(error).split())[:300]})"
+        ) from None
+    if "provenance" in stored.record:  # a licence that binds what is made of them
+        head.record["provenance"] = stored.record["provenance"]
 
 
 def _lmm_maps(priors: Priors) -> int:

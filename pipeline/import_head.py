@@ -39,7 +39,7 @@ def run(args: ImportHead) -> None:
     provenance = load_published(head, args.file)
     parameters = sum(p.numel() for p in head.parameters())
     prepare_out(args.out, "head", is_head)
-    record = {
+    head.record = {
         "command": "import-head",
         "head": head.name,
         "parameters": parameters,
@@ -47,7 +47,7 @@ def run(args: ImportHead) -> None:
         "lmm": priors.store.meta.soft.get("lmm", "unknown"),
         "provenance": provenance,
     }
-    save_head(head, args.out, record)
+    save_head(head, args.out)
     if "vit_l" in shape.sams and head.config.sam != SAM_PRESETS["vit_l"]:
         print("note: the published heads were trained on embeddings of SAM vit_l, this cache's are of another SAM")
     print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -46,8 +47,8 @@ class TrainHead:
     """Only attention of these layers of the LMM: 8-15, or 0,3,5."""
     channels: str | None = None
     """Only the K maps that agree best with training masks: 64; or which ones: 0,5,17 (layer * heads + head)."""
-    init_from: Path | None = None
-    """Begin with these weights: the folder of a head, or a published F-LMM checkpoint (.pth; non-commercial)."""
+    init_from: str | None = None
+    """Begin with these weights: a head (folder, hf://user/name), or a published F-LMM checkpoint (non-commercial)."""
     epochs: int | None = None
     """Passes over the training samples; default: the preset's."""
     lr: float | None = None
@@ -104,7 +105,7 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
     from stages.train_head.trainer import Keeping, train
 
     start, team = time.perf_counter(), Team.of_process()
-    priors, head, recipe, origin = prepare(args, device)
+    priors, head, recipe = prepare(args, device)
     state = args.out / STATE_FILE
     if args.restart and team.leads:
         state.unlink(missing_ok=True)
@@ -115,7 +116,8 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
     def on_validation(news: dict[str, Any], now: Any) -> None:
         log.validation(news, now)
         if news.get("best") and team.leads:
-            save_head(now, args.out / BEST, _record(args, recipe, now, priors, origin) | {"validation": news})
+            now.record = _record(args, recipe, now, priors) | {"validation": news}
+            save_head(now, args.out / BEST)
 
     readers = default_readers(device) if args.readers is None else args.readers
     with log:
@@ -123,7 +125,7 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
             head, priors, recipe, device=device, team=team, keeping=keeping, readers=readers, on_step=log.step,
             on_validation=on_validation,
         )  # fmt: skip
-    record = _record(args, recipe, head, priors, origin) | {
+    head.record = _record(args, recipe, head, priors) | {
         "validations": history.validations,
         "best": history.best,
         "steps": history.steps,
@@ -134,15 +136,15 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
         "data_wait_share": round(history.waiting / max(1e-9, history.seconds), 4),
     }
     if team.leads:
-        save_head(head, args.out, record)
+        save_head(head, args.out)
         state.unlink(missing_ok=True)
-    return record
+    return head.record
 
 
-def prepare(args: TrainHead, device: str) -> tuple[Any, Any, Any, Any]:
-    """The cache, an untrained head for it, the recipe, what --init-from is. PipelineError: what is wrong with args."""
+def prepare(args: TrainHead, device: str) -> tuple[Any, Any, Any]:
+    """The cache, an untrained head for it, the recipe. PipelineError: whatever is wrong with the arguments."""
     from cache.priors import Priors
-    from pipeline.head_options import build, start_from
+    from pipeline.head_options import build
     from stages.train_head.heads.checkpoint import is_head
     from stages.train_head.state import STATE_FILE
     from stages.train_head.trainer import trainable
@@ -152,16 +154,15 @@ def prepare(args: TrainHead, device: str) -> tuple[Any, Any, Any, Any]:
     priors = Priors.open(args.cache, images_dir=args.images, need_images=False, memory_bytes=memory)
     trainable(priors)
     head, recipe = build(args, priors, device)
-    origin = start_from(head, args.init_from) if args.init_from is not None else None
     head.priors = priors.identity
     if head.refined_size is not None and priors.images is None:
         Priors.open(args.cache, images_dir=args.images)  # raises: it says where they were looked for
     begun = {BEST, LOGS, STATE_FILE, f"{STATE_FILE}.partial"}  # what a killed training leaves
     prepare_out(args.out, "head", lambda out: is_head(out) or {path.name for path in out.iterdir()} <= begun)
-    return priors, head, recipe, origin
+    return priors, head, recipe
 
 
-def _record(args: TrainHead, recipe: Any, head: Any, priors: Any, origin: Any) -> dict[str, Any]:
+def _record(args: TrainHead, recipe: Any, head: Any, priors: Any) -> dict[str, Any]:
     return {
         "command": "train-head",
         "head": args.head,
@@ -170,9 +171,24 @@ def _record(args: TrainHead, recipe: Any, head: Any, priors: Any, origin: Any) -
         "parameters": sum(p.numel() for p in head.parameters()),
         "cache": args.cache,
         "lmm": priors.store.meta.soft.get("lmm", "unknown"),
-        **({"init_from": origin} if origin else {}),
+        "data": looked_at(priors),
+        "prompts": priors.samples.labels("prompt")[:5],
+        **({"init_from": args.init_from} if args.init_from else {}),
+        **({"provenance": head.record["provenance"]} if "provenance" in head.record else {}),
         **bytes_read(priors, head),
     }
+
+
+def looked_at(priors: Any) -> list[dict[str, Any]]:
+    """What training and validation choose from: of each dataset, split and task its samples and objects."""
+    names, objects, rows = ("dataset", "split", "task"), priors.rows.numbers("objects"), []
+    for values in itertools.product(*(priors.samples.labels(name) for name in names)):
+        labels = dict(zip(names, values, strict=True))
+        chosen = priors.samples.where(**{name: [value] for name, value in labels.items()})
+        if chosen and (labels["split"] == "train" or (labels["split"], labels["task"]) == ("val", "referring")):
+            failed = sum(index in priors.failures for index in chosen)
+            rows.append(labels | {"samples": len(chosen), "objects": int(objects[chosen].sum()), "failed": failed})
+    return rows
 
 
 def summary(args: TrainHead, record: dict[str, Any]) -> str:

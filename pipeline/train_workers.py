@@ -79,8 +79,9 @@ def _absolute(args: TrainHead) -> TrainHead:
     """The same with paths that do not depend on a worker's own folder."""
     where = args.cache if "://" in args.cache else str(Path(args.cache).resolve())
     images = args.images if args.images is None or "://" in args.images else str(Path(args.images).resolve())
-    optional = {n: p.resolve() for n in ("init_from", "sam_checkpoint") if (p := getattr(args, n)) is not None}
-    return replace(args, cache=where, images=images, out=args.out.resolve(), **optional)
+    begin = args.init_from if args.init_from is None or "://" in args.init_from else str(Path(args.init_from).resolve())
+    sam = None if args.sam_checkpoint is None else args.sam_checkpoint.resolve()
+    return replace(args, cache=where, images=images, out=args.out.resolve(), init_from=begin, sam_checkpoint=sam)
 
 
 def _require_room(ray: Any, args: TrainHead, gpus: bool) -> None:

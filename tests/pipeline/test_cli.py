@@ -25,6 +25,7 @@ OPTIONS = {
     "evaluate": ["--cache", "--images", "--head", "--out", "--splits", "--lam", "--batch-size", "--data-root",
                  "--device"],
     "import-head": ["--file", "--cache", "--out"],
+    "push-head": ["--head", "--head-class", "--repo", "--evaluation", "--private", "--license", "--dry-run", "--out"],
     "manifest": ["--dataset", "--data-root", "--splits", "--limit", "--sentences", "--context", "--file"],
     "cache info": ["--cache"],
     "cache verify": ["--cache", "--images", "--repair"],

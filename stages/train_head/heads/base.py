@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.extract.images import Box
+from stages.train_head.heads.hub import OnHub
 
 if TYPE_CHECKING:
     from stages.train_head.data import PriorsLike
@@ -124,7 +125,7 @@ class PriorShape:
                 raise ValueError(f"maps must name {self.channels} different maps, not {self.maps}")
 
 
-class Head(nn.Module, ABC):
+class Head(nn.Module, OnHub, ABC):
     """A grounding head. A new one is a subclass with `name`, `Config`, `forward`, `coarse_size` (docs/new-head.md)."""
 
     name: ClassVar[str]
@@ -135,12 +136,17 @@ class Head(nn.Module, ABC):
     """What a preset ("demo") changes of the defaults, which are for the paper's LMMs."""
     priors: dict[str, Any] | None = None
     """Identity of the priors that it was trained on, stored with it; None: not known."""
+    record: dict[str, Any]
+    """How it came to be (data, recipe, validations, …), JSON, stored with it; {}: not known."""
+    evaluation: dict[str, Any] | None = None
+    """metrics.json of its evaluation, stored with it if there is one."""
 
     def __init__(self, shape: PriorShape, config: Any) -> None:
         """Random weights."""
         super().__init__()
         self.shape = shape
         self.config = config
+        self.record = {}
 
     @abstractmethod
     def forward(self, batch: HeadBatch) -> HeadOutput:

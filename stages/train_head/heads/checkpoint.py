@@ -1,7 +1,8 @@
 """A stored head: a folder with its weights (safetensors), its description (JSON), and the record of its training.
 
-    save_head(head, Path("runs/head"), record)     load_head(Path("runs/head"))
+    save_head(head, Path("runs/head"))     load_head(Path("runs/head"))
 
+Where the head was evaluated before it was published, metrics.json of that evaluation lies beside them.
 No file of it can run code. `config.json` is written last: a folder that has it is complete.
 """
 
@@ -18,22 +19,27 @@ from safetensors.torch import save_file
 from cache.derive import content_of
 from cache.identity import differing
 from manifests.errors import IdentityMismatch, ModelError
+from stages.extract.checkpoint import file_sha256
 from stages.extract.sam import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_weights
 from stages.train_head.heads.base import Head, PriorShape
 
 RECORD_FILE: Final = "training.json"
+METRICS_FILE: Final = "metrics.json"
 _FIELDS: Final = {"head", "shape", "config", "priors"}
 
 
-def save_head(head: Head, folder: Path, record: dict[str, Any]) -> None:
-    """Writes weights, `record` (training.json), then config.json with the identity of the head's priors."""
+def save_head(head: Head, folder: Path) -> None:
+    """Writes weights, record (training.json), evaluation, then config.json with the identity of the head's priors."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     partial = folder / f"{WEIGHTS_FILE}.partial"
     save_file(weights, partial)
     partial.replace(folder / WEIGHTS_FILE)
-    _write(folder / RECORD_FILE, record)
+    _write(folder / RECORD_FILE, head.record)
+    (folder / METRICS_FILE).unlink(missing_ok=True)  # of another head
+    if head.evaluation is not None:
+        _write(folder / METRICS_FILE, head.evaluation)
     shape = {name: value for name, value in asdict(head.shape).items() if value is not None}
     _write(
         folder / CONFIG_FILE,
@@ -52,7 +58,7 @@ def load_head(folder: Path, head_class: type[Head] | None = None) -> Head:
     description = read_description(folder)
     name = description["head"]
     known = HEADS | ({head_class.name: head_class} if head_class else {})
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ModelError(
             f"{folder} holds a head {name!r}, which is none of this program's ({', '.join(HEADS)}); "
             "say whose code it is: --head-class module:Class"
@@ -60,14 +66,16 @@ def load_head(folder: Path, head_class: type[Head] | None = None) -> Head:
     kind, file = known[name], folder / CONFIG_FILE
     try:
         head = kind.from_values(PriorShape(**description["shape"]), description["config"])
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{file} does not describe a head {name!r}: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{file} does not describe a head {name!r}: {' '.join(str(error).split())}") from error
     missing = sorted(asdict(head.config).keys() - description["config"].keys())
     if missing:  # a default in its place could be another head than the one that was trained
         raise ModelError(f"{file} does not describe a head {name!r}; missing: {missing}")
     weights = folder / WEIGHTS_FILE
     load_weights(head, read_weights(weights), str(weights))
-    head.priors = description["priors"]
+    head.priors, head.record = description["priors"], read_record(folder)
+    if (folder / METRICS_FILE).is_file():
+        head.evaluation = read_json(folder / METRICS_FILE, "get the head again, or delete this file")
     return head.eval()
 
 
@@ -76,27 +84,36 @@ def read_description(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG_FILE
     if not file.is_file():
         raise ModelError(f"no head in {folder}: {CONFIG_FILE} is missing (never trained there, or not to the end)")
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file} is not JSON: {error}") from error
-    found = set(description) if isinstance(description, dict) else set()
+    description = read_json(file, "get the head again")
+    found = set(description)
     if found != _FIELDS:
         raise ModelError(
             f"{file} does not describe a head; missing: {sorted(_FIELDS - found)}, unknown: {sorted(found - _FIELDS)}"
         )
+    if not isinstance(description["priors"], dict | None):
+        raise ModelError(f"{file} does not describe a head; priors is no identity: {str(description['priors'])[:80]}")
     return description
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """`training.json` of a stored head. ModelError where it can not be read."""
+    return read_json(folder / RECORD_FILE, "train the head again, or get it whole")
+
+
+def read_json(file: Path, cure: str) -> dict[str, Any]:
+    """A JSON object in a file. ModelError, with `cure`, for anything else."""
     try:
-        record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / RECORD_FILE} can not be read ({error}): train the head again") from None
-    if not isinstance(record, dict):
-        raise ModelError(f"{folder / RECORD_FILE} is not the record of a training: train the head again")
-    return record
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} can not be read as JSON ({error}): {cure}") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{file} holds no JSON object: {cure}")
+    return values
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 of a stored head's weights: which head was it?"""
+    return file_sha256(folder / WEIGHTS_FILE)
 
 
 def is_head(folder: Path) -> bool:

@@ -85,7 +85,7 @@ def test_impossible_configs_name_the_field(values: dict[str, int]) -> None:
 def test_saved_and_loaded_heads_give_equal_logits(tmp_path: Path) -> None:
     config = replace(CONFIG, prompt_box=False)
     head, batch = make_head(config), make_batch()
-    save_head(head, tmp_path, {})
+    save_head(head, tmp_path)
     loaded = load_head(tmp_path)
     assert isinstance(loaded, GroundingHead)
     assert (loaded.config, loaded.shape, loaded.training) == (config, SHAPE, False)
@@ -98,7 +98,7 @@ def test_saved_and_loaded_heads_give_equal_logits(tmp_path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    save_head(make_head(), tmp_path, {})
+    save_head(make_head(), tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
     weights["selector.extra"] = torch.zeros(1)
@@ -125,7 +125,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_description_is_named(tmp_path: Path, change, says: str) -> None:
-    save_head(make_head(), tmp_path, {})
+    save_head(make_head(), tmp_path)
     file = tmp_path / "config.json"
     description = json.loads(file.read_text())
     change(description)
@@ -136,14 +136,14 @@ def test_a_damaged_description_is_named(tmp_path: Path, change, says: str) -> No
 
 
 def test_a_save_that_was_cut_off_is_not_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_head(make_head(), tmp_path, {})
+    save_head(make_head(), tmp_path)
 
     def full_disk(*_: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr("stages.train_head.heads.checkpoint.save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
-        save_head(make_head(), tmp_path, {})
+        save_head(make_head(), tmp_path)
     with pytest.raises(ModelError, match=r"config\.json is missing"):
         load_head(tmp_path)
 
