@@ -11,13 +11,14 @@ from typing import Annotated, Any
 import tyro
 
 from manifests.errors import PipelineError
-from pipeline import cache, evaluate, extract, import_head, inspect, train_head
+from pipeline import analyze, cache, evaluate, extract, import_head, inspect, train_head
 
 Command = (
     Annotated[extract.Extract, tyro.conf.subcommand("extract")]
     | Annotated[train_head.TrainHead, tyro.conf.subcommand("train-head")]
     | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[import_head.ImportHead, tyro.conf.subcommand("import-head")]
+    | Annotated[analyze.Analyze, tyro.conf.subcommand("analyze")]
     | Annotated[inspect.Manifest, tyro.conf.subcommand("manifest")]
     | Annotated[cache.Cache, tyro.conf.subcommand("cache")]
     | Annotated[inspect.LMMs, tyro.conf.subcommand("lmms")]
@@ -27,6 +28,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     train_head.TrainHead: train_head.run,
     evaluate.Evaluate: evaluate.run,
     import_head.ImportHead: import_head.run,
+    analyze.Analyze: analyze.run,
     inspect.Manifest: inspect.run_manifest,
     cache.Cache: cache.run_cache,
     inspect.LMMs: inspect.run_lmms,
