@@ -8,8 +8,9 @@ Letters: C maps, P cells that show the image, R = 2 masks (the object's, the con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -62,20 +63,20 @@ def measure(priors: Priors, subjects: Subjects, on_sample: Callable[[int], None]
     on_sample is told how many objects a sample had.
     """
     sums = Sums.zeros(priors.channels)
-    for objects, maps, mass, part in prefetch(_read(priors, subjects)):
+    samples = subjects.of_sample()
+    jobs = (partial(_read, priors, index, len(objects)) for index, objects in samples.items())
+    for objects, (maps, mass, part) in zip(samples.values(), prefetch(jobs), strict=True):
         for subject, values, share in zip(objects, maps, mass, strict=True):
             _add(sums, subject, values, share, part)
         on_sample(len(objects))
     return sums
 
 
-def _read(priors: Priors, subjects: Subjects) -> Iterator[tuple[list[Subject], np.ndarray, np.ndarray, Box]]:
-    """Of every sample its objects, their maps [n, C, P], their attention mass [n, C], the image's part of the grid."""
-    for index, objects in subjects.of_sample().items():
-        maps, part = attention_of(priors, index)
-        slot = priors.rows[index].slot
-        mass = priors.store.read("attention_mass", slot, slot + len(objects))
-        yield objects, on_image(maps, part), mass, part
+def _read(priors: Priors, index: int, objects: int) -> tuple[np.ndarray, np.ndarray, Box]:
+    """A sample's maps float16 [n, C, P], their attention mass float32 [n, C], the image's part of the grid."""
+    maps, part = attention_of(priors, index)
+    slot = priors.rows[index].slot
+    return on_image(maps, part), priors.store.read("attention_mass", slot, slot + objects), part
 
 
 def _add(sums: Sums, subject: Subject, maps: np.ndarray, mass: np.ndarray, part: Box) -> None:
