@@ -136,6 +136,15 @@ def derived_identity(source: Store, change: Change) -> dict[str, Any]:
     return source.meta.identity | {"derived": [*before, change.hard | {"source": made_from}]}
 
 
+def original_maps(identity: Mapping[str, Any], count: int) -> list[int]:
+    """Of every attention map of a cache its number among the `count` maps that were extracted."""
+    found = list(range(count))
+    for done in identity.get("derived", []):
+        if done["action"] == "prune":
+            found = [found[channel] for channel in done["channels"]]
+    return found
+
+
 def content_of(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity without what only says which samples it is about: caches that agree in the rest mean the same by
     their values. Left out: the image cache's rows, which cache one was derived from, and that values are compressed.

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
@@ -27,6 +28,8 @@ class Prune:
     """Where the smaller cache goes. It names the same image cache."""
     channels: str = "64"
     """K: the K maps that agree best with the train split's masks; or which ones: 0,5,17 (layer * heads + head)."""
+    ranking: Path | None = None
+    """analysis.json of `analyze` on these maps: K best by its cIoU; default: they are ranked here, on 200 samples."""
     images: str | None = None
     """Where the image cache is, if it was moved."""
 
@@ -58,21 +61,35 @@ class Merge:
 def run_prune(args: Prune) -> None:
     """Prune with a progress bar; the last line is JSON."""
     from cache.derive import pruned
-    from cache.priors import Priors
     from cache.store import Store
-    from stages.train_head.ranking import METHOD, rank_maps
 
     store, wanted = Store.open(args.cache), _parsed(args.channels)
     how: dict[str, Any] = {"method": "named by hand"}
     if isinstance(wanted, int):
-        ranking = rank_maps(priors := Priors.open(args.cache, images_dir=args.images))
-        if not 1 <= wanted <= priors.channels:
-            raise PipelineError(f"--channels {wanted}: {args.cache} has {priors.channels} maps")
-        wanted = ranking.best(wanted)
+        wanted, how = _best(args, wanted)
+    elif args.ranking is not None:
+        raise PipelineError(f"--channels {args.channels} names the maps, --ranking ranks them: give one of the two")
+    _derive("prune", store, args.to, args.images, pruned(store, wanted, how))
+
+
+def _best(args: Prune, count: int) -> tuple[list[int], dict[str, Any]]:
+    """The best maps in the order of their numbers, and what they were chosen by."""
+    from cache.priors import Priors
+    from stages.analyze.report import read_ranking
+    from stages.train_head.ranking import METHOD, rank_maps
+
+    priors = Priors.open(args.cache, images_dir=args.images)
+    if not 1 <= count <= priors.channels:
+        raise PipelineError(f"--channels {count}: {args.cache} has {priors.channels} maps")
+    if args.ranking is not None:
+        wanted, how = read_ranking(args.ranking, priors.identity).best(count)
+    else:
+        ranking = rank_maps(priors)
+        wanted = ranking.best(count)
         how = {"method": METHOD, "split": "train", "samples": ranking.samples, "objects": ranking.objects}
         how["scores"] = [round(float(ranking.scores[channel]), 4) for channel in wanted]
-        print(f"the best {len(wanted)} of {priors.channels} maps on {ranking.objects} objects: {wanted}")
-    _derive("prune", store, args.to, args.images, pruned(store, wanted, how))
+    print(f"the best {count} of {priors.channels} maps on {how['objects']} objects: {wanted}")
+    return wanted, how
 
 
 def run_encode(args: Encode) -> None:

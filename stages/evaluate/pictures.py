@@ -1,6 +1,7 @@
 """Pictures of single predictions: image, truth, attention, coarse and refined mask side by side, and the sheet of them.
 
     sheet = draw_sheet(cases, Path("sheet.png"))
+    sheet = draw_rows([Row(caption="the ring", panels=[Panel(...), ...]), ...], Path("other.png"))
 
 Panels are drawn at twice their size and reduced, so that outlines are smooth on images of any size.
 """
@@ -72,6 +73,15 @@ class Panel:
     picture: Image.Image
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """Pictures of one object, side by side. caption: the expression; kind: why it was chosen, or ""."""
+
+    caption: str
+    kind: str = ""
+    panels: Sequence[Panel]
+
+
 def choose_cases(results: Sequence[ObjectResult], each: int = 2, seed: int = 0) -> list[tuple[str, int]]:
     """Which objects to draw: `each` of best, median, worst and random refined IoU, as (kind, index into `results`).
 
@@ -105,17 +115,17 @@ def choose_cases(results: Sequence[ObjectResult], each: int = 2, seed: int = 0) 
 def draw_panels(case: Case, side: int = PANEL) -> list[Panel]:
     """The pictures of a case from left to right, longer side `side` pixels; coarse mask and attention if given."""
     panels = [
-        Panel(title="Image", note="", colour=MUTED, picture=_enlarged(case.image, side).reduce(2)),
-        Panel(title="Ground truth", note="", colour=TRUTH, picture=_masked(case.image, case.truth, TRUTH, side)),
+        Panel(title="Image", note="", colour=MUTED, picture=enlarged(case.image, side).reduce(2)),
+        Panel(title="Ground truth", note="", colour=TRUTH, picture=masked_picture(case.image, case.truth, TRUTH, side)),
     ]
     if case.attention is not None:
-        heat = _heat(case.image, case.attention, side)
+        heat = heat_picture(case.image, case.attention, side)
         panels.append(Panel(title="Mean attention", note="", colour=MUTED, picture=heat))
     if case.coarse is not None:
         note = "" if case.coarse_iou is None else f"IoU {100 * case.coarse_iou:.0f}"
-        picture = _masked(case.image, case.coarse, COARSE, side)
+        picture = masked_picture(case.image, case.coarse, COARSE, side)
         panels.append(Panel(title="Coarse mask", note=note, colour=COARSE, picture=picture))
-    note, picture = f"IoU {100 * case.iou:.0f}", _masked(case.image, case.refined, REFINED, side)
+    note, picture = f"IoU {100 * case.iou:.0f}", masked_picture(case.image, case.refined, REFINED, side)
     title = "Predicted mask" if case.coarse is None else "Refined mask"
     panels.append(Panel(title=title, note=note, colour=REFINED, picture=picture))
     return panels
@@ -127,20 +137,24 @@ def draw_sheet(cases: Sequence[Case], path: Path, side: int = PANEL) -> Path:
     A row is as high as its image with its longer side at `side` pixels. ValueError where there is no case, or where
     cases differ in which pictures they have.
     """
-    rows = [draw_panels(case, side) for case in cases]
-    if len({tuple(panel.title for panel in panels) for panels in rows}) != 1:
+    return draw_rows([Row(caption=c.caption, kind=c.kind, panels=draw_panels(c, side)) for c in cases], path, side)
+
+
+def draw_rows(rows: Sequence[Row], path: Path, side: int = PANEL) -> Path:
+    """Write one PNG of rows whose panels have the same titles, at most `side` pixels wide; as `draw_sheet`."""
+    if len({tuple(panel.title for panel in row.panels) for row in rows}) != 1:
         raise ValueError("a picture sheet needs one case or more, all with the same pictures")
-    column = {panel.title: _MARGIN + k * (side + _GAP) for k, panel in enumerate(rows[0])}
+    column = {panel.title: _MARGIN + k * (side + _GAP) for k, panel in enumerate(rows[0].panels)}
     tops = [_MARGIN + _HEADER]
-    for panels in rows:
-        tops.append(tops[-1] + _CAPTION + panels[0].picture.height + _GAP)
+    for row in rows:
+        tops.append(tops[-1] + _CAPTION + row.panels[0].picture.height + _GAP)
     sheet = Image.new("RGB", (2 * _MARGIN + len(column) * (side + _GAP) - _GAP, tops[-1] + _MARGIN - _GAP), PAPER)
     draw = ImageDraw.Draw(sheet)
-    for panel in rows[0]:
+    for panel in rows[0].panels:
         _column_title(draw, panel, column[panel.title])
-    for case, panels, top in zip(cases, rows, tops, strict=False):  # the last top is the end
-        _caption(draw, case, panels, column, top, sheet.width)
-        for panel in panels:
+    for row, top in zip(rows, tops, strict=False):  # the last top is the end
+        _caption(draw, row, column, top, sheet.width)
+        for panel in row.panels:
             _paste(sheet, panel.picture, column[panel.title], top + _CAPTION)
     sheet.save(path, optimize=True)
     return path
@@ -151,19 +165,17 @@ def _column_title(draw: ImageDraw.ImageDraw, panel: Panel, left: int) -> None:
     draw.text((left + 24, _MARGIN + 11), panel.title, INK, _font(17, bold=True), anchor="lm")
 
 
-def _caption(
-    draw: ImageDraw.ImageDraw, case: Case, panels: Sequence[Panel], column: dict[str, int], top: int, width: int
-) -> None:
+def _caption(draw: ImageDraw.ImageDraw, row: Row, column: dict[str, int], top: int, width: int) -> None:
     """A thin line across, the expression at the left, and the IoU above each predicted mask."""
     draw.line((_MARGIN, top, width - _MARGIN, top), LINE, 1)
-    noted = [panel for panel in panels if panel.note]
+    noted = [panel for panel in row.panels if panel.note]
     for panel in noted:
         draw.text((column[panel.title], top + 27), panel.note, panel.colour, _font(17, bold=True), anchor="lm")
-    left, right = _MARGIN, min(column[panel.title] for panel in noted) - _GAP
-    if case.kind:
-        draw.text((left, top + 27), case.kind, MUTED, _font(15), anchor="lm")
-        left += int(draw.textlength(case.kind, _font(15))) + 12
-    text = _shortened(draw, f"“{' '.join(case.caption.split())}”", right - left)
+    left, right = _MARGIN, min((column[panel.title] for panel in noted), default=width - _MARGIN) - _GAP
+    if row.kind:
+        draw.text((left, top + 27), row.kind, MUTED, _font(15), anchor="lm")
+        left += int(draw.textlength(row.kind, _font(15))) + 12
+    text = _shortened(draw, f"“{' '.join(row.caption.split())}”", right - left)
     draw.text((left, top + 27), text, INK, _font(18), anchor="lm")
 
 
@@ -190,13 +202,14 @@ def _fitted(shape: tuple[int, ...], side: int) -> tuple[int, int]:
     return 2 * max(1, round(width * scale)), 2 * max(1, round(height * scale))
 
 
-def _enlarged(image: np.ndarray, side: int) -> Image.Image:
+def enlarged(image: np.ndarray, side: int) -> Image.Image:
+    """uint8 [height, width, 3] at twice a panel's size: `reduce(2)` when all is drawn."""
     return Image.fromarray(image).resize(_fitted(image.shape, side), Image.Resampling.LANCZOS)
 
 
-def _masked(image: np.ndarray, mask: np.ndarray, colour: Colour, side: int) -> Image.Image:
+def masked_picture(image: np.ndarray, mask: np.ndarray, colour: Colour, side: int) -> Image.Image:
     """The image, pale outside the mask, tinted inside, with an outline that has a white edge."""
-    base = _enlarged(image, side)
+    base = enlarged(image, side)
     grey = base.convert("L").convert("RGB")  # a tint on colours would be muddy
     pale = Image.blend(grey, Image.new("RGB", base.size, PAPER), 0.45)
     tinted = Image.blend(grey, Image.new("RGB", base.size, colour), 0.6)
@@ -215,9 +228,9 @@ def _enlarged_mask(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return grey.point(lambda value: 255 * (value >= 128))
 
 
-def _heat(image: np.ndarray, attention: np.ndarray, side: int) -> Image.Image:
+def heat_picture(image: np.ndarray, attention: np.ndarray, side: int) -> Image.Image:
     """The attention map over the grey image, from 0 to its own maximum."""
-    base = _enlarged(image, side)
+    base = enlarged(image, side)
     values = Image.fromarray(attention.astype(np.float32)).resize(base.size, Image.Resampling.BICUBIC)
     share = np.clip(np.asarray(values) / max(float(attention.max()), 1e-12), 0, 1)
     heat = (255 * matplotlib.colormaps["inferno"](share)[..., :3]).astype(np.uint8)

@@ -10,10 +10,8 @@ import numpy as np
 from cache.priors import Priors
 from manifests.errors import PipelineError
 from manifests.masks import decode
-from stages.train_head.data import as_box, splits_of
-from stages.train_head.targets import frame_targets
+from stages.train_head.overlaps import THRESHOLDS, at_centres, attention_of, on_image, overlaps, spread
 
-THRESHOLDS: Final = (1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)  # maps have mean 1
 SAMPLES: Final = 200
 METHOD: Final = (
     "cumulative IoU of the map, thresholded, with the masks, on the map's own grid; of each map its best threshold of "
@@ -40,36 +38,17 @@ def rank_maps(priors: Priors, split: str = "train", most: int = SAMPLES) -> Rank
 
     The same cache gives the same scores. PipelineError where the split has no samples.
     """
-    indices = [index for index in priors.samples.where(split=[split]) if index not in priors.failures]
-    if not indices:
-        raise PipelineError(
-            f"{priors.store.name} has no sample of the split {split} to rank maps by (it has {splits_of(priors)}); "
-            "name the maps: --channels 0,5,17"
-        )
-    chosen = [indices[i * len(indices) // min(len(indices), most)] for i in range(min(len(indices), most))]
-    sums = np.zeros((2, priors.channels, len(THRESHOLDS)))
+    try:
+        chosen = spread(priors, split, most)
+    except PipelineError as error:
+        raise PipelineError(f"{error} to rank maps by; name the maps: --channels 0,5,17") from None
+    both, either = np.zeros((2, priors.channels, len(THRESHOLDS)))
     objects = 0
     for index in chosen:
-        objects += _add(priors, index, sums)
-    return Ranking(
-        scores=(sums[0] / sums[1].clip(1)).max(axis=1),
-        samples=len(chosen),
-        objects=objects,
-    )
-
-
-def _add(priors: Priors, index: int, sums: np.ndarray) -> int:
-    """Add a sample's intersections and unions to sums [2, C, thresholds]; -> its objects."""
-    item, sample = priors.read(index), priors.samples[index]
-    assert item is not None
-    masks = np.stack([decode(each.mask) for each in sample.objects])
-    frame = frame_targets([masks], [as_box(item.box)], priors.grid[0])
-    for maps, mask, valid in zip(item.attention, frame.mask.numpy(), frame.valid.numpy(), strict=True):
-        inside = valid.astype(bool)
-        values, truth = maps[:, inside], mask[inside].astype(bool)
-        for number, threshold in enumerate(THRESHOLDS):
-            above = values > threshold
-            both = above[:, truth].sum(axis=1)
-            sums[0, :, number] += both
-            sums[1, :, number] += above.sum(axis=1) + truth.sum() - both
-    return len(masks)
+        maps, part = attention_of(priors, index)
+        truth = at_centres([decode(each.mask) for each in priors.samples[index].objects], part)
+        for values, mask in zip(on_image(maps, part), truth, strict=True):
+            inside, covered = overlaps(values, mask[None])
+            both, either = both + inside[0], either + covered[0]
+        objects += len(maps)
+    return Ranking(scores=(both / either.clip(1)).max(axis=1), samples=len(chosen), objects=objects)

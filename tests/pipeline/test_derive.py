@@ -12,7 +12,7 @@ import pytest
 
 from cache.priors import Priors
 from manifests.masks import decode
-from pipeline.train_head import _lmm_maps
+from pipeline.head_options import _lmm_maps
 from stages.train_head.ranking import THRESHOLDS, rank_maps
 from tests.helpers import cli, tree
 

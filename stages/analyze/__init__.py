@@ -1,0 +1,1 @@
+"""Which layers and heads of the LMM localise? From a cache alone."""
