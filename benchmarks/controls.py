@@ -119,9 +119,8 @@ class Changed:
         if self.change == "zero":
             return replace(item, attention=np.zeros_like(item.attention))
         if self.change == "hidden":
-            noise = np.random.default_rng(index).standard_normal(item.hidden.shape).astype(np.float32)
-            rms = np.sqrt(np.square(item.hidden).mean(-1, keepdims=True))
-            return replace(item, hidden=noise * rms)
+            noise = np.random.default_rng(index).standard_normal(item.scaled_hidden.shape)  # of RMS 1 as well
+            return replace(item, scaled_hidden=noise.astype(np.float16))
         return replace(item, attention=self._swapped(item.attention, self.samples[index]))
 
     @staticmethod

@@ -63,7 +63,7 @@ class Config:
     batch_size: int | None = None
     """Samples of a step, 3.3 objects each; default 1 on the CPU, 8 on a GPU."""
     readers: int | None = None
-    """Processes that read the cache; default as train-head."""
+    """Threads that read the cache; default as train-head."""
     repeats: int = 20
     """Epochs of each training from cache and memory."""
     online: int | None = None

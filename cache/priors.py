@@ -37,8 +37,10 @@ class SamplePriors:
     """float16 [n, C, h, w], each map of mean 1."""
     attention_mass: np.ndarray
     """float32 [n, C]: attention · mass / (h·w) is what the LMM's softmax gave."""
-    hidden: np.ndarray
-    """float32 [T, M, d]: the tokens of all objects, one object after the other."""
+    scaled_hidden: np.ndarray
+    """float16 [T, M, d]: the tokens of all objects, one object after the other, each state of RMS 1."""
+    hidden_scale: np.ndarray
+    """float32 [T, M]: the states' own RMS."""
     hidden_object: np.ndarray
     """int64 [T]: the object that a token belongs to."""
     answer_hidden: np.ndarray
@@ -51,6 +53,11 @@ class SamplePriors:
     """int32 [A]: running number of the whitespace-separated word."""
     box: BoxTuple
     """(top, left, height, width, size): the image in the LMM's square input, pixels of that square."""
+
+    @property
+    def hidden(self) -> np.ndarray:
+        """float32 [T, M, d]: the states as the LMM gave them; computed anew every time."""
+        return restore_states(self.scaled_hidden, self.hidden_scale)
 
 
 class Priors:
@@ -189,9 +196,8 @@ class Priors:
         return SamplePriors(
             attention=read_maps(self.store, slots.start, slots.stop),
             attention_mass=read("attention_mass", slots.start, slots.stop),
-            hidden=restore_states(
-                read("hidden", tokens.start, tokens.stop), read("hidden_scale", tokens.start, tokens.stop)
-            ),
+            scaled_hidden=read("hidden", tokens.start, tokens.stop),
+            hidden_scale=read("hidden_scale", tokens.start, tokens.stop),
             hidden_object=np.repeat(np.arange(row.objects, dtype=np.int64), row.token_counts),
             answer_hidden=restore_states(
                 read("answer_hidden", answers.start, answers.stop), read("answer_scale", answers.start, answers.stop)

@@ -73,7 +73,7 @@ class TrainHead:
     memory_gb: float = 2.0
     """RAM for samples that stay decoded between epochs, for each worker."""
     readers: int | None = None
-    """Processes that read the cache, for each worker; 0: a thread; default: 0 on the CPU, up to 6 for a GPU."""
+    """Threads that read the cache, for each worker; default: 1 on the CPU, up to 4 for a GPU."""
     checkpoint_minutes: float = 2.0
     """Minutes between stored states, from which a killed training goes on; 0: after every step."""
     restart: bool = False
@@ -149,8 +149,7 @@ def prepare(args: TrainHead, device: str) -> tuple[Any, Any, Any]:
     from stages.train_head.state import STATE_FILE
     from stages.train_head.trainer import trainable
 
-    readers = default_readers(device) if args.readers is None else args.readers
-    memory = int(args.memory_gb * 2**30 / max(1, readers))  # every process has its own
+    memory = int(args.memory_gb * 2**30)
     priors = Priors.open(args.cache, images_dir=args.images, need_images=False, memory_bytes=memory)
     trainable(priors)
     head, recipe = build(args, priors, device)
@@ -241,10 +240,10 @@ def shown_bytes(found: dict[str, Any]) -> str:
 
 
 def default_readers(device: str) -> int:
-    """Reading processes: none where the optimiser needs the cores itself, a good part of the cores of a GPU's host."""
+    """Reading threads: one where the optimiser needs the cores itself, some on a GPU's host."""
     import os
 
-    return min(6, (os.cpu_count() or 1) // 2) if device.startswith("cuda") else 0
+    return max(1, min(4, (os.cpu_count() or 1) // 4)) if device.startswith("cuda") else 1
 
 
 def choose_device(name: str) -> str:

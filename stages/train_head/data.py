@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,7 +64,8 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: s
     """The batch of these samples for a head; those that failed in extraction are left out; None if nothing is left.
 
     It has the maps that the head looks at, and SAM's embeddings if it refines.
-    device: where it will go; what a GPU gets stays float16 on the way if it is so in the cache.
+    device: where it will go. What a GPU gets is as in the cache, mostly float16, and in pinned memory: it fetches that
+    by itself, and `HeadBatch.to` makes numbers of it there.
 
     answer_hidden holds the tokens of narratives only: the keyword selector learns from texts in which some words name
     an object and others do not; in referring expressions all of them do.
@@ -71,7 +73,7 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: s
     found = [(i, item) for i in indices if (item := priors.read(i)) is not None]
     if not found:
         return None
-    embeddings, maps = head.refined_size is not None, head.shape.maps
+    embeddings, maps, gpu = head.refined_size is not None, head.shape.maps, device.startswith("cuda")
     kept, items = [i for i, _ in found], [item for _, item in found]
     samples = [priors.samples[i] for i in kept]
     counts = [len(item.attention) for item in items]
@@ -80,7 +82,8 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: s
     answers = [item.answer_hidden for item, s in zip(items, samples, strict=True) if s.task == "narrative"]
     inputs = HeadBatch(
         attention=_gathered([item.attention if maps is None else item.attention[:, maps] for item in items], device),
-        hidden=_gathered([item.hidden for item in items], device),
+        hidden=_gathered([item.scaled_hidden if gpu else item.hidden for item in items], device),
+        hidden_scale=_gathered([item.hidden_scale for item in items], device) if gpu else None,
         hidden_object=torch.from_numpy(
             np.concatenate([item.hidden_object + start for item, start in zip(items, starts, strict=True)])
         ),
@@ -95,9 +98,13 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: s
 
 
 def _gathered(arrays: list[np.ndarray], device: str) -> Tensor:
-    """Arrays, joined along their first axis: float32, or for a GPU of the type they have."""
-    joined = torch.from_numpy(np.concatenate(arrays))
-    return joined if device.startswith("cuda") else joined.float()
+    """Arrays, joined along their first axis: float32, or for a GPU of the type they have, in pinned memory."""
+    if not device.startswith("cuda"):
+        return torch.from_numpy(np.concatenate(arrays)).float()
+    shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
+    joined = torch.empty(shape, dtype=torch.from_numpy(arrays[0][:0]).dtype, pin_memory=True)
+    np.concatenate(arrays, out=joined.numpy())
+    return joined
 
 
 def targets_of(priors: PriorsLike, batch: Batch, head: Head) -> Targets:
@@ -114,12 +121,17 @@ def targets_of(priors: PriorsLike, batch: Batch, head: Head) -> Targets:
     )
 
 
-def prefetch(jobs: Iterable[Callable[[], T]], *, depth: int = 4) -> Iterator[T]:
-    """The jobs' results in order, made up to `depth` ahead by a thread; an error is raised in its place."""
+def prefetch(jobs: Iterable[Callable[[], T]], *, threads: int = 1, depth: int = 4) -> Iterator[T]:
+    """The jobs' results in order, made up to `depth` ahead by so many threads; an error is raised in its place."""
     waiting: deque[Future[T]] = deque()
+    before = sys.getswitchinterval()
+    if threads > 1:
+        # What launches a GPU's kernels lets the interpreter go at each of them, and then waits for its turn. At 5 ms a
+        # turn, a few readers would hold up a step for longer than it takes.
+        sys.setswitchinterval(1e-4)
     # A second team of OpenMP threads would outnumber the cores, and then every barrier of either team sleeps:
     # on two cores that made a training step 1.5 times as long.
-    with ThreadPoolExecutor(1, "prefetch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(threads, "prefetch", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for job in jobs:
                 waiting.append(pool.submit(job))
@@ -129,3 +141,4 @@ def prefetch(jobs: Iterable[Callable[[], T]], *, depth: int = 4) -> Iterator[T]:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            sys.setswitchinterval(before)

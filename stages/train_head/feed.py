@@ -1,20 +1,16 @@
 """What every step of a training is fed: a function of seed and step number, so that anyone can make it, anywhere.
 
-On the CPU one thread reads ahead: more would take the cores from the optimiser. A GPU is fed by processes of their own,
-for what they do in Python would hold up the one that launches kernels.
+On the CPU one thread reads ahead: more would take the cores from the optimiser. A GPU's host has some to spare, and a
+GPU makes numbers of the cache's float16 for itself.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from stages.train_head.data import PriorsLike, prefetch, read_batch, targets_of
 from stages.train_head.heads.base import Head, HeadBatch
@@ -37,13 +33,13 @@ class Example:
         return Example(indices=self.indices, inputs=self.inputs.pin_memory(), targets=self.targets.pin_memory())
 
 
-class Steps(Dataset[list[Example]]):
+class Steps:
     """`steps[number]`: what one worker of a team adds to that step of the training, a list of at most `accumulate`."""
 
     def __init__(
         self, head: Head, priors: PriorsLike, samples: list[int], config: TrainConfig, team: Team, device: str
     ) -> None:
-        self.head = copy.deepcopy(head).to("meta")  # which maps and frames it wants; its weights need not travel
+        self.head = head
         self.priors, self.samples, self.config, self.team, self.device = priors, samples, config, team, device
         self.per_epoch = math.ceil(len(samples) / (team.size * config.accumulate * config.batch_size))
 
@@ -69,18 +65,13 @@ class Steps(Dataset[list[Example]]):
         start = (step * self.team.size + self.team.rank) * share
         return [group for i in range(start, start + share, size) if (group := order[i : i + size])]
 
-    def read(self, first: int, processes: int = 0) -> Iterator[list[Example]]:
-        """All steps from `first` on, read ahead; by so many processes, or by a thread."""
-        numbers, gpu = range(first, len(self)), self.device.startswith("cuda")
-        if not processes:
-            yield from prefetch(partial(self._ready, number, gpu) for number in numbers)
-            return
-        yield from DataLoader(
-            self, batch_size=None, sampler=numbers, num_workers=processes, collate_fn=_as_they_are, pin_memory=gpu,
-            multiprocessing_context="spawn",
-        )  # fmt: skip
+    def read(self, first: int, threads: int = 1) -> Iterator[list[Example]]:
+        """All steps from `first` on, read ahead by so many threads."""
+        jobs = (partial(self._ready, number) for number in range(first, len(self)))
+        return prefetch(jobs, threads=threads, depth=max(4, 2 * threads))
 
-    def _ready(self, number: int, gpu: bool) -> list[Example]:
+    def _ready(self, number: int) -> list[Example]:
+        gpu = self.device.startswith("cuda")
         return [example.pin_memory() if gpu else example for example in self[number]]
 
 
@@ -90,8 +81,3 @@ def epoch_order(samples: tuple[int, ...], seed: int, epoch: int) -> list[int]:
     order = list(samples)
     random.Random(f"{seed}/{epoch}").shuffle(order)
     return order
-
-
-def _as_they_are(examples: list[Example]) -> list[Example]:
-    torch.set_num_threads(1)
-    return examples

@@ -91,13 +91,13 @@ def train(
     device: str = "cpu",
     team: Team | None = None,
     keeping: Keeping | None = None,
-    readers: int = 0,
+    readers: int = 1,
     on_step: Callable[[dict[str, Any]], None] = lambda _: None,
     on_validation: Callable[[dict[str, Any], Head], None] = lambda *_: None,
 ) -> History:
     """Train `head` in place on the split `train`; deterministic for a seed on one machine's CPU.
 
-    A stored state of the same training is gone on from.  readers: processes that read the cache; 0: a thread.
+    A stored state of the same training is gone on from.  readers: threads that read the cache.
     on_step is told {"step", "steps", "epoch", "objects", "loss", "parts", "lr", "norm", "waiting", "seconds"} of every
     step, on a GPU while the next one runs; on_validation, on every worker, {"step", "epoch", "loss", "val_ciou_…",
     "best": is it the best so far?} and the head as it would be kept.
@@ -120,7 +120,7 @@ class Training:
         device: str = "cpu",
         team: Team | None = None,
         keeping: Keeping | None = None,
-        readers: int = 0,
+        readers: int = 1,
     ) -> None:
         torch.manual_seed(config.seed)
         self.head, self.priors, self.config = head, priors, config

@@ -33,7 +33,7 @@ class HeadBatch:
     attention: Tensor
     """float [K, C, h, w], maps over the LMM's square; a head that needs them normalised does it itself."""
     hidden: Tensor
-    """float32 [T, M, d], the objects' tokens, all layers."""
+    """float32 [T, M, d], the objects' tokens, all layers; times `hidden_scale`, where that is given."""
     hidden_object: Tensor
     """int64 [T], the object (row of `attention`) of each of those tokens; tokens of one object in reading order."""
     sample_of_object: Tensor
@@ -48,6 +48,8 @@ class HeadBatch:
     """float [B, Ce, e, e], SAM's image embeddings; None where the head needs none."""
     sam_boxes: list[Box] | None = None
     """B: where the image lies in SAM's square, in its pixels; None where the head needs none."""
+    hidden_scale: Tensor | None = None
+    """float32 [T, M] of a batch on its way to a GPU, which multiplies for itself; a head never sees it."""
     objects: list[int] = field(default_factory=list)
     """B: how many objects each sample has; counted here, since a GPU would have to be waited for."""
     tokens: list[int] = field(default_factory=list)
@@ -68,9 +70,12 @@ class HeadBatch:
         return slice(start, start + self.objects[sample])
 
     def to(self, device: torch.device | str) -> HeadBatch:
-        """The same batch with its tensors on `device`, all of them float32; pinned ones on their way meanwhile."""
+        """The same batch for a head on `device`, all of it float32; what is pinned is on its way meanwhile."""
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=True))
         moved.attention = moved.attention.float()
+        if moved.hidden_scale is not None:
+            moved.hidden = moved.hidden.float() * moved.hidden_scale[..., None]
+            moved.hidden_scale = None
         moved.embeddings = None if moved.embeddings is None else moved.embeddings.float()
         return moved
 
@@ -87,6 +92,7 @@ class HeadBatch:
             sample_of_object=change(self.sample_of_object),
             answer_hidden=change(self.answer_hidden),
             embeddings=None if self.embeddings is None else change(self.embeddings),
+            hidden_scale=None if self.hidden_scale is None else change(self.hidden_scale),
         )
 
 
