@@ -24,17 +24,8 @@ from benchmarks.embedded import QUICK, extracted
 from benchmarks.random_weights import random_llava
 from cache.priors import Priors, SamplePriors
 from manifests.schema import Sample
-from pipeline.comparison import (
-    SHARES,
-    SHARES_SHIFTED,
-    Condition,
-    Job,
-    about,
-    compare,
-    held_out_indices,
-    numbers,
-    summary,
-)
+from pipeline.comparison import Condition, Job, compare, held_out_indices, numbers
+from pipeline.comparison_table import SHARES, SHARES_SHIFTED, about, summary
 from stages.evaluate.baselines import Lexicon, NounPhrases
 from stages.evaluate.keywords import summarise_chooser, summarise_keywords, words_of
 from stages.evaluate.stage import Outcome

@@ -21,7 +21,8 @@ from benchmarks.embedded import QUICK, extracted
 from cache.derive import Change, derive, encoded, pruned
 from cache.priors import Priors
 from cache.store import Store
-from pipeline.comparison import Condition, Job, about, compare, summary
+from pipeline.comparison import Condition, Job, compare
+from pipeline.comparison_table import about, summary
 from stages.train_head.ranking import rank_maps
 from stages.train_head.recipe import RECIPES
 

@@ -17,7 +17,8 @@ from typing import Any
 import tyro
 
 from benchmarks.embedded import QUICK, extracted
-from pipeline.comparison import Condition, Found, Job, about, compare, summaries, table, write_json
+from pipeline.comparison import Condition, Job, compare
+from pipeline.comparison_table import Found, about, summaries, table, write_json
 from stages.train_head.heads import HEADS
 from stages.train_head.recipe import RECIPES
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from cache.priors import Priors
-from pipeline import comparison
-from pipeline.comparison import Condition, Job, compare, held_out_indices, numbers, run_one, summaries, summary, table
+from pipeline.comparison import Condition, Job, compare, held_out_indices, numbers, run_one
+from pipeline.comparison_table import Found, summaries, summary, table
 from stages.evaluate.results import ObjectResult
 
 HALF = ",".join(map(str, range(15)))
 
 
 @pytest.fixture(scope="module")
-def runs(small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Job], comparison.Found]:
+def runs(small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Job], Found]:
     """Two conditions, in this process."""
     given: dict[str, Any] = {"seed": 0, "epochs": 1, "device": "cpu", "out": tmp_path_factory.mktemp("comparison")}
     options: dict[str, dict[str, Any]] = {"all": {}, "half": {"refiner": False, "channels": HALF}}
@@ -26,7 +26,7 @@ def runs(small_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[l
     return jobs, compare(jobs, processes=1)
 
 
-def test_a_run_says_what_it_found_and_what_it_cost(runs: tuple[list[Job], comparison.Found], small_cache: Path) -> None:
+def test_a_run_says_what_it_found_and_what_it_cost(runs: tuple[list[Job], Found], small_cache: Path) -> None:
     everything, half = (runs[1][name, 0] for name in ("all", "half"))
     for result in (everything, half):
         assert {"res_ciou", "res_miou", "png_all", "png_thing", "png_stuff", "val_ciou"} <= result.keys()
@@ -43,7 +43,7 @@ def test_a_run_says_what_it_found_and_what_it_cost(runs: tuple[list[Job], compar
 
 
 def test_a_second_comparison_trains_nothing(
-    runs: tuple[list[Job], comparison.Found], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: tuple[list[Job], Found], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs, found = runs
 
@@ -58,7 +58,7 @@ def test_a_second_comparison_trains_nothing(
         run_one(Job(condition=jobs[0].condition, seed=0, out=jobs[0].out, epochs=2, device="cpu"))
 
 
-def test_processes_find_the_same(runs: tuple[list[Job], comparison.Found], tmp_path: Path) -> None:
+def test_processes_find_the_same(runs: tuple[list[Job], Found], tmp_path: Path) -> None:
     jobs, found = runs
     again = [Job(condition=job.condition, seed=0, out=tmp_path, epochs=1, device="cpu") for job in jobs]
     other = compare(again, processes=2)
@@ -95,7 +95,7 @@ def test_summaries_and_their_table() -> None:
         "spread": pytest.approx(0.2),
         "seeds": [0.5, 0.7, 0.6],
     }
-    found: comparison.Found = {
+    found: Found = {
         (name, seed): {"res_ciou": value, "parameters": 1000}
         for name, values in {"a": (0.5, 0.6), "b": (0.4, 0.58)}.items()
         for seed, value in enumerate(values)
