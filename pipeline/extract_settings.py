@@ -1,4 +1,4 @@
-"""What an extraction was told to extract, kept with the cache: so another can be made like it, with one thing changed."""
+"""What an extraction was told to extract, kept with the cache: so that another can be made like it."""
 
 from __future__ import annotations
 
