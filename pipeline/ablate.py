@@ -74,13 +74,13 @@ def run(args: Ablate) -> None:
     prepare_out(
         args.out, "ablation", lambda out: (out / RESULT).exists() or [p.name for p in out.iterdir()] == ["quick"]
     )
+    write_json(args.out / RESULT, record(args, priors, chosen, {}))  # first: from now on the folder is ours
     chosen, notes = _prepared(args, priors, chosen)
     print("\n".join([*notes, f"rows: {', '.join(chosen)}; {args.seeds} seed(s) each"]), flush=True)
 
     def result(found: Found) -> dict[str, Any]:
         return record(args, priors, chosen, found) | {"notes": notes}
 
-    write_json(args.out / RESULT, result({}))
     given: dict[str, Any] = {"out": args.out, "epochs": args.epochs, "device": args.device}
     jobs = [Job(condition=each, seed=seed, **given) for seed in range(args.seeds) for each in chosen.values()]
     done = result(compare(jobs, args.processes, lambda found: write_json(args.out / RESULT, result(found))))

@@ -17,10 +17,13 @@ SETTINGS: Final = (
 
 def settings_of(args: Extract) -> dict[str, Any]:
     """Those that are not the defaults, as JSON; folders by their absolute path."""
+    from stages.extract.presets import PRESETS
+
     found = {}
     for name in SETTINGS:
         value = getattr(args, name)
-        if isinstance(value, Path) or (name == "lmm" and Path(value).is_dir()):
+        folder = name == "lmm" and value not in ("tiny", *PRESETS) and Path(value).is_dir()
+        if folder or isinstance(value, Path):
             value = str(Path(value).absolute())
         if value != getattr(type(args)(), name):
             found[name] = list(value) if isinstance(value, tuple) else value

@@ -59,7 +59,7 @@ def test_the_second_cache_differs_in_its_merge_only_and_shares_the_images(ablate
     first, second = Store.open(small_cache), Store.open(ablated / "quick/cache-max")
     assert second.meta.identity == first.meta.identity | {"merge": "max"}
     assert not (ablated / "quick/cache-max/images").exists()
-    assert first.file("manifest.parquet").read() == second.file("manifest.parquet").read()
+    assert first.meta.files["manifest.parquet"] == second.meta.files["manifest.parquet"]
 
 
 def test_a_second_run_trains_and_extracts_nothing(

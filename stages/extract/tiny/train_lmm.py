@@ -217,8 +217,7 @@ class Conversations(IterableDataset):
         for index in count(self.first):
             if worker and (index - self.first) // self.batch % worker.num_workers != worker.id:
                 continue
-            done = (index - self.first) / self.samples if self.samples else 1.0
-            done = self.begin + (1 - self.begin) * done
+            done = self.begin + (1 - self.begin) * ((index - self.first) / self.samples if self.samples else 1.0)
             image, prompt, answer = conversation(index, self.split, *mixture(done))
             pixels, _ = pad_to_square(image, IMAGE, MEAN)
             after_image = TEMPLATE.split("<image>")[1].format(prompt=prompt)
@@ -227,8 +226,8 @@ class Conversations(IterableDataset):
             ids = (prompt_ids + answer_ids)[: self.text_tokens]
             padding = self.text_tokens - len(ids)
             labels = ([-100] * len(prompt_ids) + answer_ids)[: self.text_tokens] + [-100] * padding
-            ids = ids + [self.tokenizer.pad_token_id] * padding
-            yield torch.from_numpy(pixels), torch.tensor(ids), torch.tensor(labels)
+            padded = torch.tensor(ids + [self.tokenizer.pad_token_id] * padding)
+            yield torch.from_numpy(pixels), padded, torch.tensor(labels)
 
 
 class Loss:
@@ -299,7 +298,6 @@ def main(config: Config) -> None:
         model = build_model(tokenizer, config.layers)
     model.to(config.device)  # type: ignore[arg-type]
     model.set_attn_implementation("eager")  # its backward is faster than the fused kernel's on CPUs
-    parameters = sum(p.numel() for p in model.parameters())
     loss_of = Loss(model, tokenizer)
     if config.compile:
         model.model.vision_tower.compile()
@@ -312,16 +310,15 @@ def main(config: Config) -> None:
     groups = optimizers(model, config)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: rate(s, config.steps)) for o in groups]
     steps = config.steps if config.stop is None else min(config.stop, config.steps)
-    cpu = f"{platform.machine()} CPU, {config.threads} thread(s)"
-    where = cpu if config.device == "cpu" else torch.cuda.get_device_name()
+    on_cpu = f"{platform.machine()} CPU, {config.threads} thread(s)"
     record: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "stages.extract.tiny.train_lmm", *sys.argv[1:]]),
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
         "generator_version": GENERATOR_VERSION,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "objective": "next-token cross entropy on the answer's tokens; no masks, boxes or coordinates",
         "scenes": f"split pretrain, indices {first} to {first + steps * config.batch - 1}",
-        "hardware": f"{where}, torch {torch.__version__}",
+        "hardware": f"{on_cpu if config.device == 'cpu' else torch.cuda.get_device_name()}, torch {torch.__version__}",
         "earlier": earlier,
         "losses": [],
     }
@@ -335,11 +332,10 @@ def main(config: Config) -> None:
             schedule.step()
             optimizer.zero_grad()
         running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
-        last = step == steps - 1
-        if step % 50 == 0 or last:
+        if step % 50 == 0 or step + 1 == steps:
             seconds = time.time() - start
             print(f"step {step:5d}  loss {running:.3f}  {seconds / (step + 1):.2f} s/step", flush=True)
-        if (step + 1) % config.save_every == 0 or last:
+        if (step + 1) % config.save_every == 0 or step + 1 == steps:
             with torch.no_grad():
                 held = sum(loss_of(batch).item() for batch in held_out) / len(held_out)
             record["losses"].append({"step": step + 1, "train": round(running, 4), "held_out": round(held, 4)})
