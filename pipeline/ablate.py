@@ -74,7 +74,8 @@ def run(args: Ablate) -> None:
     prepare_out(
         args.out, "ablation", lambda out: (out / RESULT).exists() or [p.name for p in out.iterdir()] == ["quick"]
     )
-    write_json(args.out / RESULT, record(args, priors, chosen, {}))  # first: from now on the folder is ours
+    if not (args.out / RESULT).exists():  # from now on the folder is ours, whatever happens
+        write_json(args.out / RESULT, record(args, priors, chosen, {}))
     chosen, notes = _prepared(args, priors, chosen)
     print("\n".join([*notes, f"rows: {', '.join(chosen)}; {args.seeds} seed(s) each"]), flush=True)
 
@@ -84,6 +85,7 @@ def run(args: Ablate) -> None:
     given: dict[str, Any] = {"out": args.out, "epochs": args.epochs, "device": args.device}
     jobs = [Job(condition=each, seed=seed, **given) for seed in range(args.seeds) for each in chosen.values()]
     done = result(compare(jobs, args.processes, lambda found: write_json(args.out / RESULT, result(found))))
+    write_json(args.out / RESULT, done)
     print(f"\nheld-out samples, percent, mean and half the range of {args.seeds} seed(s); change: to all, seed by seed")
     print(table(done["rows"], {name: each.title for name, each in chosen.items()}))
     print("\n".join([*notes, f"result: {args.out / RESULT}"]))
