@@ -13,6 +13,8 @@ loss on held-out scenes. Without the text prompt the head has the attention alon
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +27,6 @@ from pipeline.comparison import Condition, Job, compare
 from pipeline.comparison_table import Found, about, summaries, table, write_json
 from pipeline.train_head import choose_device
 from stages.extract.presets import TINY
-from stages.extract.tiny import train_lmm
 from stages.train_head.recipe import RECIPES
 
 NO_TEXT: Final = "_no_text"
@@ -87,11 +88,12 @@ def weak_lmm(config: Config, steps: int) -> Path:
         return folder
     device = choose_device(config.device)
     print(f"training the LMM for {steps} steps on {device}", flush=True)
-    train_lmm.main(
-        train_lmm.Config(
-            out=folder, stop=steps, save_every=steps, device=device, workers=config.workers, compile=device == "cpu"
-        )
-    )
+    given = {"--out": folder, "--stop": steps, "--save-every": steps, "--device": device, "--workers": config.workers}
+    words = [str(word) for pair in given.items() for word in pair]
+    if device != "cpu" or config.quick:
+        words.append("--no-compile")
+    # a process of its own: one that has trained an LMM, with other threads, can be very slow at training heads
+    subprocess.run([sys.executable, "-m", "stages.extract.tiny.train_lmm", *words], check=True)
     return folder
 
 

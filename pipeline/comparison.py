@@ -215,7 +215,7 @@ def compare(jobs: Sequence[Job], processes: int, on_result: Callable[[Found], No
     print(f"{len(jobs)} runs, {len(found)} of them done, {len(left)} to do, {processes} at a time{told}", flush=True)
     with tqdm(total=len(jobs), initial=len(found), desc="runs", unit="run", disable=not left) as bar:
         for job, result in _results(left, processes):
-            if not told:
+            if not told and len(left) > processes:
                 told = _estimate([result["seconds"]], len(left), processes)
                 bar.write(f"the first run took {result['seconds']:.0f} s{told}")
             found[job.condition.name, job.seed] = result
