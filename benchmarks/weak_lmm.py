@@ -92,7 +92,7 @@ def weak_lmm(config: Config, steps: int) -> Path:
     words = [str(word) for pair in given.items() for word in pair]
     if device != "cpu" or config.quick:
         words.append("--no-compile")
-    # a process of its own: one that has trained an LMM, with other threads, can be very slow at training heads
+    # a process of its own: its threads and its GPU memory go with it
     subprocess.run([sys.executable, "-m", "stages.extract.tiny.train_lmm", *words], check=True)
     return folder
 
