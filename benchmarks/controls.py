@@ -9,38 +9,28 @@ pairs and a texture that no model has seen). Every choice (map, threshold) is ma
 
 from __future__ import annotations
 
-import hashlib
 import json
-import multiprocessing
-import os
-import platform
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 import tyro
 
 from benchmarks import best_map
+from benchmarks.embedded import QUICK, extracted
 from benchmarks.random_weights import random_llava
 from cache.priors import Priors, SamplePriors
-from manifests.manifest import Samples
 from manifests.schema import Sample
-from pipeline.cli import main as run_pipeline
-from pipeline.head_options import build
-from pipeline.train_head import TrainHead
+from pipeline.comparison import Condition, Job, compare, held_out_indices, numbers
+from pipeline.comparison_table import SHARES, SHARES_SHIFTED, about, summary
 from stages.evaluate.baselines import Lexicon, NounPhrases
 from stages.evaluate.keywords import summarise_chooser, summarise_keywords, words_of
-from stages.evaluate.png import summarise_png
-from stages.evaluate.res import summarise_res
-from stages.evaluate.results import ObjectResult
-from stages.evaluate.stage import run_head
-from stages.extract.checkpoint import file_sha256
+from stages.evaluate.stage import Outcome
+from stages.train_head.data import PriorsLike
 from stages.train_head.recipe import RECIPES
-from stages.train_head.trainer import train
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,25 +46,12 @@ class Config:
     """Default: the demo's."""
     processes: int = 2
     """Runs side by side, one CPU thread each."""
+    device: str = "auto"
+    """cuda, cpu or auto."""
     quick: bool = False
     """One seed, one epoch, a small cache of its own."""
 
 
-# name -> (which cache, what is done to a sample's priors, options of the head)
-NO_TEXT: Final = {"prompt_text": False}
-CONDITIONS: Final[dict[str, tuple[str, str, dict[str, Any]]]] = {
-    "trained": ("trained", "nothing", {}),
-    "random_lmm": ("random", "nothing", {}),
-    "zero_attention": ("trained", "zero", {}),
-    "swapped_attention": ("trained", "swap", {}),
-    "random_hidden": ("trained", "hidden", {}),
-    "no_refiner": ("trained", "nothing", {"refiner": False}),
-    "mask": ("trained", "nothing", {"prompt_box": False, "prompt_text": False}),
-    "mask_box": ("trained", "nothing", NO_TEXT),
-    "random_lmm_no_text": ("random", "nothing", NO_TEXT),
-    "zero_attention_no_text": ("trained", "zero", NO_TEXT),
-    "swapped_attention_no_text": ("trained", "swap", NO_TEXT),
-}
 ROWS: Final = {
     "trained": "trained: mask + box + text prompts",
     "best_map": "(a) best single attention map, thresholded, no training",
@@ -90,10 +67,10 @@ ROWS: Final = {
     "zero_attention_no_text": "(b2) without the text prompt",
     "swapped_attention_no_text": "(b3) without the text prompt",
 }
-METRICS: Final = tuple(
-    f"{p}{m}" for p in ("", "shifted_") for m in ("res_ciou", "res_miou", "png_all", "png_thing", "png_stuff")
-)
-SHOWN: Final = (*METRICS[:6], "shifted_png_all")
+SHOWN: Final = (*SHARES, "shifted_res_ciou", "shifted_png_all")
+
+
+NO_TEXT: Final = {"prompt_text": False}
 
 
 class Changed:
@@ -137,64 +114,41 @@ class Changed:
         return swapped
 
 
-def numbers(referring: Sequence[ObjectResult], narrative: Sequence[ObjectResult]) -> dict[str, float]:
-    """The metrics of one run; testA and testB are pooled."""
-    found: dict[str, float] = {}
-    for prefix, name in (("", "scenes"), ("shifted_", "shifted")):
-        pooled = [replace(r, split="test") for r in referring if r.dataset.startswith(name) and r.split != "val"]
-        (res,) = summarise_res(pooled, draws=1)
-        (png,) = summarise_png([r for r in narrative if r.dataset.startswith(name)], draws=1)
-        assert res.ciou and res.miou
-        found |= {f"{prefix}res_ciou": res.ciou.value, f"{prefix}res_miou": res.miou.value}
-        for group in ("all", "thing", "stuff"):
-            recall = png.groups[group].average_recall
-            found[f"{prefix}png_{group}"] = recall.value if recall else 0.0
-    return found
+def conditions(caches: dict[str, str]) -> list[Condition]:
+    """What is trained. caches: of the "trained" LMM, and of the "random" one."""
+    # name -> (which cache, what is done to a sample's priors, options of the head)
+    table: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "trained": ("trained", "nothing", {}),
+        "random_lmm": ("random", "nothing", {}),
+        "zero_attention": ("trained", "zero", {}),
+        "swapped_attention": ("trained", "swap", {}),
+        "random_hidden": ("trained", "hidden", {}),
+        "no_refiner": ("trained", "nothing", {"refiner": False}),
+        "mask": ("trained", "nothing", {"prompt_box": False, "prompt_text": False}),
+        "mask_box": ("trained", "nothing", NO_TEXT),
+        "random_lmm_no_text": ("random", "nothing", NO_TEXT),
+        "zero_attention_no_text": ("trained", "zero", NO_TEXT),
+        "swapped_attention_no_text": ("trained", "swap", NO_TEXT),
+    }
+    return [
+        Condition(
+            name=name, title=ROWS[name], cache=caches[which], options=options, view=partial(Changed, change=change),
+            more=keyword_f1 if name == "trained" else None,
+        )
+        for name, (which, change, options) in table.items()
+    ]  # fmt: skip
 
 
-def held_out_indices(samples: Samples) -> list[int]:
-    """Held-out samples: testA and testB of referring expressions, val2017 of narratives."""
-    return sorted(samples.where(split=["testA", "testB"]) + samples.where(split=["val"], task=["narrative"]))
-
-
-def run_one(job: tuple[str, int, dict[str, str], int | None, str]) -> tuple[str, int, dict[str, Any]]:
-    """Train and evaluate one condition with one seed: (condition, seed, numbers).
-
-    The result is a file, so that a killed benchmark goes on. Its name holds a digest of all that it depends on: the
-    cache as it is on disk, the condition and the recipe.
-    """
-    name, seed, caches, epochs, out = job
-    which, change, options = CONDITIONS[name]
-    priors = Changed(Priors.open(caches[which]), change)
-    torch.set_num_threads(1)
-    head, recipe = build(replace(TrainHead(seed=seed, epochs=epochs), **options), priors.priors)
-    recipe = replace(recipe, validate=0)
-    cache = file_sha256(Path(caches[which]) / "cache.json")
-    key = hashlib.sha256(f"{cache} {change} {head.config} {recipe}".encode()).hexdigest()[:12]
-    path = Path(out) / f"{name}-{seed}-{key}.json"
-    if path.exists():
-        return name, seed, json.loads(path.read_text())
-    start = time.perf_counter()
-    train(head, priors, recipe)
-    seconds = time.perf_counter() - start
-    outcome = run_head(head, priors, held_out_indices(priors.samples))
-    result: dict[str, Any] = numbers(outcome.referring, outcome.narrative)
-    result |= {"seconds": round(seconds, 1), "failed_samples": len(outcome.failures)}
-    if name == "trained":
-        words = [w for w in outcome.words if w.dataset.startswith("scenes")]
-        texts = [words_of(priors.samples[i].pieces) for i in priors.samples.where(split=["train"], task=["narrative"])]
-        rows = {
-            "selector": summarise_keywords(words, 0.3, draws=1),
-            "all_nouns": summarise_chooser(words, "every noun phrase", NounPhrases.for_scenes(), draws=1),
-            "lexicon": summarise_chooser(words, "lexicon", Lexicon.fit(texts), draws=1),
-        }
-        for key, row in rows.items():
-            assert row is not None
-            result[f"keyword_{key}"] = {"word": _f1(row.word), "phrase": _f1(row.phrase)}
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(result) + "\n")
-    temporary.replace(path)
-    return name, seed, result
+def keyword_f1(priors: PriorsLike, outcome: Outcome) -> dict[str, dict[str, float]]:
+    """ "keyword_selector" and its rivals: F1 of words and of phrases, in held-out narratives of the scenes."""
+    words = [w for w in outcome.words if w.dataset.startswith("scenes")]
+    texts = [words_of(priors.samples[i].pieces) for i in priors.samples.where(split=["train"], task=["narrative"])]
+    rows = {
+        "selector": summarise_keywords(words, 0.3, draws=1),
+        "all_nouns": summarise_chooser(words, "every noun phrase", NounPhrases.for_scenes(), draws=1),
+        "lexicon": summarise_chooser(words, "lexicon", Lexicon.fit(texts), draws=1),
+    }
+    return {f"keyword_{name}": {"word": _f1(row.word), "phrase": _f1(row.phrase)} for name, row in rows.items() if row}
 
 
 def _f1(score: Any) -> float:
@@ -203,19 +157,14 @@ def _f1(score: Any) -> float:
 
 def extract(config: Config) -> dict[str, str]:
     """Both caches, made where they are missing; they share the images' SAM embeddings."""
-    common = ["--limit", "24"] if config.quick else []
+    common = QUICK if config.quick else ()
     cache = config.out / "cache" if config.quick else config.cache
-    _command(["extract", "--cache", str(cache), *common])
     lmm = random_llava(config.out)
-    random_cache = config.out / lmm.name.replace("lmm", "cache")
-    images = ["--images", str(cache / "images"), "--sam", "tiny"]
-    _command(["extract", "--lmm", str(lmm), "--cache", str(random_cache), *images, *common])
-    return {"trained": str(cache), "random": str(random_cache)}
-
-
-def _command(args: list[str]) -> None:
-    if code := run_pipeline(args):
-        raise SystemExit(code)
+    images = ("--images", str(cache / "images"), "--sam", "tiny")
+    return {
+        "trained": extracted(cache, *common),
+        "random": extracted(config.out / lmm.name.replace("lmm", "cache"), "--lmm", str(lmm), *images, *common),
+    }
 
 
 def main(config: Config) -> None:
@@ -223,13 +172,12 @@ def main(config: Config) -> None:
         config = replace(config, out=config.out / "quick", seeds=1, epochs=1)
     config.out.mkdir(parents=True, exist_ok=True)
     caches = extract(config)
-    jobs = [(n, seed, caches, config.epochs, str(config.out)) for seed in range(config.seeds) for n in CONDITIONS]
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    with multiprocessing.get_context("spawn").Pool(config.processes) as pool:
-        for name, seed, result in pool.imap_unordered(run_one, jobs):
-            found[name, seed] = result
-            print(f"{len(found)}/{len(jobs)} {name}, seed {seed}: RES cIoU {100 * result['res_ciou']:.1f}", flush=True)
-    runs = {name: [found[name, seed] for seed in range(config.seeds)] for name in CONDITIONS}
+    given: dict[str, Any] = {"out": config.out, "epochs": config.epochs, "device": config.device}
+    compared = conditions(caches)
+    found = compare(
+        [Job(condition=each, seed=seed, **given) for seed in range(config.seeds) for each in compared], config.processes
+    )
+    runs = {each.name: [found[each.name, seed] for seed in range(config.seeds)] for each in compared}
     priors = Priors.open(caches["trained"])
     chosen = best_map.choose(priors)
     found_by_map = best_map.apply(priors, held_out_indices(priors.samples), chosen)
@@ -240,7 +188,8 @@ def main(config: Config) -> None:
 def show(config: Config, runs: dict[str, list[dict[str, Any]]], chosen: dict[str, Any]) -> None:
     """The table, then everything as one JSON line."""
     result: dict[str, Any] = {
-        metric: {name: summary([run[metric] for run in done]) for name, done in runs.items()} for metric in METRICS
+        metric: {name: summary([run[metric] for run in done]) for name, done in runs.items()}
+        for metric in (*SHARES, *SHARES_SHIFTED)
     }
     print(f"\n{'percent, mean over seeds (max - min)':<60}" + "".join(f"{m:>18}" for m in SHOWN))
     for name, title in ROWS.items():
@@ -269,17 +218,11 @@ def show(config: Config, runs: dict[str, list[dict[str, Any]]], chosen: dict[str
         "claim": claim,
         "failed_samples": runs["trained"][0]["failed_samples"],
         "recipe": {"seeds": config.seeds, "epochs": config.epochs or RECIPES["demo"].epochs},
-        "hardware": f"{platform.machine()}, {multiprocessing.cpu_count()} CPU cores, torch {torch.__version__}",
-        "date": time.strftime("%Y-%m-%d"),
+        **about(config.device, config.processes),
         "quality_claim": not config.quick,
     }
     (config.out / "controls.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
-
-
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, spread (max - min) and the values of the seeds."""
-    return {"mean": float(np.mean(values)), "spread": max(values) - min(values), "seeds": list(values)}
 
 
 if __name__ == "__main__":

@@ -10,22 +10,19 @@ pruned to half of its maps, the best ones on training samples. Held-out scenes, 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import platform
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
-from benchmarks.controls import run_one, summary
+from benchmarks.embedded import QUICK, extracted
 from cache.derive import Change, derive, encoded, pruned
 from cache.priors import Priors
 from cache.store import Store
-from pipeline.cli import main as run_pipeline
+from pipeline.comparison import Condition, Job, compare
+from pipeline.comparison_table import about, summary
 from stages.train_head.ranking import rank_maps
 from stages.train_head.recipe import RECIPES
 
@@ -43,6 +40,8 @@ class Config:
     """Default: the demo's."""
     processes: int = 2
     """Runs side by side, one CPU thread each."""
+    device: str = "auto"
+    """cuda, cpu or auto."""
     quick: bool = False
     """One seed, one epoch, a small cache of its own."""
 
@@ -73,17 +72,12 @@ def main(config: Config) -> dict[str, Any]:
     if config.quick:
         config = replace(config, out=config.out / "quick", seeds=1, epochs=1, cache=config.out / "quick" / "cache")
     config.out.mkdir(parents=True, exist_ok=True)
-    if code := run_pipeline(["extract", "--cache", str(config.cache), *(["--limit", "24"] if config.quick else [])]):
-        raise SystemExit(code)
-    source = Store.open(config.cache)
+    source = Store.open(extracted(config.cache, *(QUICK if config.quick else ())))
     caches = derived(config, source)
-    found: dict[tuple[str, int], float] = {}
-    jobs = [(name, seed) for seed in range(config.seeds) for name in caches]
-    work = [("trained", seed, {"trained": caches[name]}, config.epochs, str(config.out)) for name, seed in jobs]
-    with multiprocessing.get_context("spawn").Pool(config.processes) as pool:
-        for job, (_, _, result) in zip(jobs, pool.imap(run_one, work), strict=True):
-            found[job] = result["res_ciou"]
-            print(f"{len(found)}/{len(jobs)} {job[0]}, seed {job[1]}: RES cIoU {100 * found[job]:.1f}", flush=True)
+    given: dict[str, Any] = {"out": config.out, "epochs": config.epochs, "device": config.device}
+    compared = [Condition(name=name, title=name, cache=cache) for name, cache in caches.items()]
+    jobs = [Job(condition=each, seed=seed, **given) for seed in range(config.seeds) for each in compared]
+    found = {job: result["res_ciou"] for job, result in compare(jobs, config.processes).items()}
     return show(config, source, caches, found)
 
 
@@ -107,8 +101,7 @@ def show(config: Config, source: Store, caches: dict[str, str], found: dict[tupl
     result = {
         "encodings": rows,
         "recipe": {"seeds": config.seeds, "epochs": config.epochs or RECIPES["demo"].epochs},
-        "hardware": f"{platform.machine()}, {multiprocessing.cpu_count()} CPU cores, torch {torch.__version__}",
-        "date": time.strftime("%Y-%m-%d"),
+        **about(config.device, config.processes),
         "quality_claim": not config.quick,
     }
     (config.out / "encodings.json").write_text(json.dumps(result, indent=1) + "\n")

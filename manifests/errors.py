@@ -21,3 +21,7 @@ class IdentityMismatch(CacheError):
 
 class ModelError(PipelineError, RuntimeError):
     """A model's weights are missing, or it is built in a way that is not supported."""
+
+
+class Stopped(PipelineError):
+    """The user asked to stop; the same command goes on."""

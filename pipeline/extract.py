@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from manifests.errors import ModelError, PipelineError
+from manifests.errors import ModelError, PipelineError, Stopped
 
 DEFAULT_BATCH = 8
 IN_FLIGHT = 3  # units of a worker with a GPU: one is read, one computed, one written
@@ -151,7 +151,7 @@ def _fill(extraction: Any, plan: Any, images: Any, priors: Any, options: dict[st
             for report in shown(reports, todo, plan):
                 record.add(report)
     except KeyboardInterrupt:
-        raise PipelineError(
+        raise Stopped(
             f"stopped: {len(images.missing_units()) + len(priors.missing_units())} of {len(todo)} units are left; "
             "run the same command again to go on"
         ) from None
@@ -215,6 +215,7 @@ def _prepare(args: Extract) -> Any:
     import torch
 
     from cache.places import place_of
+    from pipeline.extract_settings import settings_of
     from stages.extract.lmm import require_attention
     from stages.extract.presets import STORED, resolve_lmm
     from stages.extract.stage import Extraction
@@ -260,6 +261,7 @@ def _prepare(args: Extract) -> Any:
         gpus=0 if device == "cpu" else args.gpus_per_worker,
         batch_size=DEFAULT_BATCH if args.batch_size == "auto" else args.batch_size,
         meta={"dataset": args.dataset, "sentences": args.sentences, "context": args.context, "limit": args.limit},
+        settings=settings_of(args),
     )
 
 

@@ -30,7 +30,7 @@ def build(args: TrainHead, priors: Priors, device: str = "cpu") -> tuple[Head, T
     from stages.train_head.heads import head_class
 
     kind = head_class(args.head)
-    preset = args.preset if args.preset != "auto" else ("demo" if _lmm_maps(priors) < 128 else "paper")
+    preset = preset_of(args, priors)
     sam = priors.identity["images"]["identity"]["sam"]
     known = {field.name for field in fields(kind.Config)}
     values = dict(kind.PRESETS.get(preset, {})) | given_options(args, kind)
@@ -48,6 +48,11 @@ def build(args: TrainHead, priors: Priors, device: str = "cpu") -> tuple[Head, T
     if args.init_from is not None:
         start_from(head, args)
     return head, recipe
+
+
+def preset_of(args: TrainHead, priors: Priors) -> str:
+    """--preset, auto resolved for the cache's LMM."""
+    return args.preset if args.preset != "auto" else ("demo" if _lmm_maps(priors) < 128 else "paper")
 
 
 def build_recipe(args: TrainHead, preset: str, device: str) -> TrainConfig:

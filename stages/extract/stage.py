@@ -55,6 +55,8 @@ class Extraction:
     """Samples of a forward pass, or what measures that with the longest sample."""
     meta: dict[str, Any] = field(default_factory=dict)
     """Of the manifest: dataset, sentences, context, limit."""
+    settings: dict[str, Any] | None = None
+    """The options that say what is extracted, to be kept with the priors."""
 
     def worker(self, threads: int) -> WorkerConfig:
         """What a worker has to know; `threads`: CPU threads of torch."""
@@ -178,6 +180,7 @@ class Extraction:
 
     def _priors_cache(self, plan: Plan, images: Store, overwrite: bool) -> Store:
         named = {"lmm": self.lmm.source, "images": self.cache.relative(self.images), "batch_size": plan.batch_size}
+        named |= {"settings": self.settings} if self.settings is not None else {}
         with TemporaryDirectory() as folder:
             manifest = Path(folder) / "manifest.parquet"
             write_manifest(manifest, self.samples, self.meta)

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from transformers import LlavaConfig
 
 from benchmarks import best_map
-from benchmarks.controls import Changed, held_out_indices, numbers, summary
+from benchmarks.controls import Changed
 from benchmarks.random_weights import random_llava
 from cache.priors import Priors
-from stages.evaluate.results import ObjectResult
+from pipeline.comparison import held_out_indices, numbers
 from stages.extract.presets import TINY
 
 
@@ -59,21 +59,6 @@ def test_random_hidden_states_keep_their_size_and_are_the_same_every_time(priors
     assert first.attention is item.attention
 
 
-def test_pooled_numbers_count_testa_and_testb_once() -> None:
-    def result(dataset: str, split: str, intersection: int) -> ObjectResult:
-        return ObjectResult(
-            sample_id=f"{dataset}{split}", dataset=dataset, split=split, image_id=split, phrase="it", is_thing=True,
-            plural=False, area=10, intersection=intersection, union=10, coarse_intersection=0, coarse_union=10,
-        )  # fmt: skip
-
-    referring = [result("scenes-refcoco", s, n) for s, n in (("val", 0), ("testA", 10), ("testB", 5))]
-    found = numbers([*referring, result("shifted-refcoco", "testA", 2)],
-                    [result("scenes-png", "val", 4), result("shifted-png", "val", 1)])  # fmt: skip
-    assert found["res_ciou"] == pytest.approx(15 / 20)
-    assert found["shifted_res_ciou"] == pytest.approx(2 / 10)
-    assert found["png_all"] == pytest.approx(0.4)
-
-
 def test_best_map_chooses_on_training_and_validation(priors: Priors) -> None:
     chosen = best_map.choose(priors)
     assert set(chosen) == {"referring", "narrative"}
@@ -95,11 +80,3 @@ def test_random_weights_are_the_same_every_time_and_none_is_the_embedded_one(tmp
         assert tensor.shape == trained[name].shape and (tensor.std() == 0 or not torch.equal(tensor, trained[name]))
     other = LlavaConfig.from_pretrained(TINY / "lmm", image_seq_length=1)
     assert random_llava(parents[0], other).name != folders[0].name
-
-
-def test_summary_says_mean_and_spread() -> None:
-    assert summary([0.5, 0.7, 0.6]) == {
-        "mean": pytest.approx(0.6),
-        "spread": pytest.approx(0.2),
-        "seeds": [0.5, 0.7, 0.6],
-    }

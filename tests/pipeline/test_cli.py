@@ -28,6 +28,8 @@ OPTIONS = {
     "push-head": ["--head", "--head-class", "--repo", "--evaluation", "--private", "--license", "--dry-run", "--out"],
     "analyze": ["--cache", "--images", "--out", "--split", "--samples", "--data-root", "--clusters", "--pictures",
                 "--seed"],
+    "ablate": ["--cache", "--images", "--out", "--only", "--seeds", "--epochs", "--device", "--processes", "--merge",
+               "--extract", "--sam-checkpoint", "--quick"],
     "manifest": ["--dataset", "--data-root", "--splits", "--limit", "--sentences", "--context", "--file"],
     "cache info": ["--cache"],
     "cache verify": ["--cache", "--images", "--repair"],

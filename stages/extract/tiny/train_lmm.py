@@ -24,7 +24,7 @@ import torch
 import tyro
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -61,6 +61,8 @@ class Config:
     """Folder of an earlier run to go on from, past the listings that teach words; its record is kept in the new one."""
     steps: int = 6000
     """Optimiser steps."""
+    stop: int | None = None
+    """End after so many of them: an earlier checkpoint of the same training."""
     batch: int = 16
     """Scenes a step."""
     text_tokens: int = 100
@@ -72,8 +74,11 @@ class Config:
     layers: int = 5
     """Decoder layers of the language model."""
     seed: int = 0
+    device: str = "cpu"
     threads: int = 2
-    """CPU threads of the optimiser process; a second process renders scenes."""
+    """CPU threads of the optimiser process."""
+    workers: int = 1
+    """Processes that render scenes; the scenes and their order are the same for any number."""
     compile: bool = True
     """torch.compile the two transformers (needs a C compiler)."""
     save_every: int = 500
@@ -197,25 +202,22 @@ class Conversations(IterableDataset):
     """Endless stream of (pixels uint8 [S, S, 3], text ids after the image [T], labels [T])."""
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        text_tokens: int,
-        split: str = "pretrain",
-        samples: int = 0,
-        first: int = 0,
-        begin: float = 0.0,
-    ):
+        self, tokenizer: PreTrainedTokenizerFast, text_tokens: int, split: str = "pretrain",
+        samples: int = 0, first: int = 0, begin: float = 0.0, batch: int = 1,
+    ):  # fmt: skip
         """samples: how many there will be, they follow `mixture` from its share `begin` on; 0: as at its end.
 
-        first: index of the first scene.
+        first: index of the first scene.  batch: a DataLoader's, whose workers take turns at making one.
         """
         self.tokenizer, self.text_tokens, self.split = tokenizer, text_tokens, split
-        self.samples, self.first, self.begin = samples, first, begin
+        self.samples, self.first, self.begin, self.batch = samples, first, begin, batch
 
     def __iter__(self):
+        worker = get_worker_info()
         for index in count(self.first):
-            done = (index - self.first) / self.samples if self.samples else 1.0
-            done = self.begin + (1 - self.begin) * done
+            if worker and (index - self.first) // self.batch % worker.num_workers != worker.id:
+                continue
+            done = self.begin + (1 - self.begin) * ((index - self.first) / self.samples if self.samples else 1.0)
             image, prompt, answer = conversation(index, self.split, *mixture(done))
             pixels, _ = pad_to_square(image, IMAGE, MEAN)
             after_image = TEMPLATE.split("<image>")[1].format(prompt=prompt)
@@ -224,8 +226,8 @@ class Conversations(IterableDataset):
             ids = (prompt_ids + answer_ids)[: self.text_tokens]
             padding = self.text_tokens - len(ids)
             labels = ([-100] * len(prompt_ids) + answer_ids)[: self.text_tokens] + [-100] * padding
-            ids = ids + [self.tokenizer.pad_token_id] * padding
-            yield torch.from_numpy(pixels), torch.tensor(ids), torch.tensor(labels)
+            padded = torch.tensor(ids + [self.tokenizer.pad_token_id] * padding)
+            yield torch.from_numpy(pixels), padded, torch.tensor(labels)
 
 
 class Loss:
@@ -235,13 +237,14 @@ class Loss:
         self.model = model
         before = tokenizer.encode(TEMPLATE.split("<image>")[0])
         image = [model.config.image_token_index] * (IMAGE // PATCH) ** 2
-        self.prefix = torch.tensor(before + image)
+        self.device = model.device
+        self.prefix = torch.tensor(before + image, device=self.device)
 
     def __call__(self, batch: list[torch.Tensor]) -> torch.Tensor:
-        pixels, ids, labels = batch
+        pixels, ids, labels = (each.to(self.device) for each in batch)
         pixels = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
         inputs = torch.cat([self.prefix.expand(len(ids), -1), ids], 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             # right padding under a causal mask: no attention mask is needed
             states = self.model.model(input_ids=inputs, pixel_values=pixels, use_cache=False).last_hidden_state
             logits = self.model.lm_head(states[:, -ids.shape[1] - 1 : -1]).float()
@@ -250,11 +253,10 @@ class Loss:
 
 def optimizers(model: torch.nn.Module, config: Config) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the transformer layers, AdamW for the rest; or AdamW for everything."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
     if config.optimizer == "adamw":
         return [torch.optim.AdamW(model.parameters(), config.lr / 2, betas=(0.9, 0.98), weight_decay=0.01)]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    inner = [(p.ndim == 2 and ".layers." in n, p) for n, p in model.named_parameters()]
+    matrices, rest = ([p for is_inner, p in inner if is_inner == wanted] for wanted in (True, False))
     return [
         torch.optim.Muon(matrices, config.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, config.lr / 2, betas=(0.9, 0.98), weight_decay=0.01),
@@ -294,32 +296,34 @@ def main(config: Config) -> None:
     else:
         tokenizer = train_tokenizer()
         model = build_model(tokenizer, config.layers)
+    model.to(config.device)  # type: ignore[arg-type]
     model.set_attn_implementation("eager")  # its backward is faster than the fused kernel's on CPUs
-    parameters = sum(p.numel() for p in model.parameters())
     loss_of = Loss(model, tokenizer)
     if config.compile:
         model.model.vision_tower.compile()
         model.model.language_model.compile()
-    first, total = earlier.get("scenes_seen", 0), config.steps * config.batch
-    begin = LISTINGS_ONLY if config.start else 0.0
-    stream = Conversations(tokenizer, config.text_tokens, samples=total, first=first, begin=begin)
-    loader = iter(DataLoader(stream, config.batch, num_workers=1))
+    first, begin = earlier.get("scenes_seen", 0), LISTINGS_ONLY if config.start else 0.0
+    order = {"samples": config.steps * config.batch, "first": first, "begin": begin, "batch": config.batch}
+    stream = Conversations(tokenizer, config.text_tokens, **order)
+    loader = iter(DataLoader(stream, config.batch, num_workers=config.workers))
     held_out = list(islice(DataLoader(Conversations(tokenizer, config.text_tokens, split="val"), config.batch), 3))
     groups = optimizers(model, config)
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: rate(s, config.steps)) for o in groups]
+    steps = config.steps if config.stop is None else min(config.stop, config.steps)
+    on_cpu = f"{platform.machine()} CPU, {config.threads} thread(s)"
     record: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "stages.extract.tiny.train_lmm", *sys.argv[1:]]),
         "config": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()},
         "generator_version": GENERATOR_VERSION,
-        "parameters": parameters,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "objective": "next-token cross entropy on the answer's tokens; no masks, boxes or coordinates",
-        "scenes": f"split pretrain, indices {first} to {first + total - 1}",
-        "hardware": f"{platform.machine()} CPU, {config.threads} thread(s), torch {torch.__version__}",
+        "scenes": f"split pretrain, indices {first} to {first + steps * config.batch - 1}",
+        "hardware": f"{on_cpu if config.device == 'cpu' else torch.cuda.get_device_name()}, torch {torch.__version__}",
         "earlier": earlier,
         "losses": [],
     }
     start, running = time.time(), math.nan
-    for step in range(config.steps):
+    for step in range(steps):
         loss = loss_of(next(loader))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -328,11 +332,10 @@ def main(config: Config) -> None:
             schedule.step()
             optimizer.zero_grad()
         running = loss.item() if math.isnan(running) else 0.98 * running + 0.02 * loss.item()
-        last = step == config.steps - 1
-        if step % 50 == 0 or last:
+        if step % 50 == 0 or step + 1 == steps:
             seconds = time.time() - start
             print(f"step {step:5d}  loss {running:.3f}  {seconds / (step + 1):.2f} s/step", flush=True)
-        if (step + 1) % config.save_every == 0 or last:
+        if (step + 1) % config.save_every == 0 or step + 1 == steps:
             with torch.no_grad():
                 held = sum(loss_of(batch).item() for batch in held_out) / len(held_out)
             record["losses"].append({"step": step + 1, "train": round(running, 4), "held_out": round(held, 4)})

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from torch.utils.data import DataLoader
+from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from manifests.scenes.world import SPLIT_SEEDS, scene_seed
 from stages.extract.checkpoint import file_sha256
@@ -85,3 +86,11 @@ def test_a_conversation_is_a_function_of_its_index() -> None:
     first, again = train_lmm.conversation(5), train_lmm.conversation(5)
     assert first[1:] == again[1:]
     assert first[0].tobytes() == again[0].tobytes()
+
+
+def test_any_number_of_workers_renders_the_same_batches() -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDERS["lmm"])
+    stream = train_lmm.Conversations(tokenizer, 24, samples=400, first=5, batch=2)
+    alone, shared = (list(islice(DataLoader(stream, 2, num_workers=workers), 5)) for workers in (0, 2))
+    for one, other in zip(alone, shared, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
