@@ -59,7 +59,9 @@ def build_recipe(args: TrainHead, preset: str, device: str) -> TrainConfig:
     """The preset's recipe with what the user gave. ValueError: out of range."""
     from stages.train_head.recipe import RECIPES
 
-    precision = args.precision if args.precision != "auto" else ("bf16" if device.startswith("cuda") else "float32")
+    # the small heads are done before their kernels are launched: casts would only add to those
+    mixed = device.startswith("cuda") and preset == "paper"
+    precision = args.precision if args.precision != "auto" else ("bf16" if mixed else "float32")
     given: dict[str, Any] = {"epochs": args.epochs, "lr": args.lr}
     for name in ("batch_size", "accumulate", "ema", "seed", "validate_every"):
         given[name] = getattr(args, name)

@@ -58,7 +58,7 @@ class TrainHead:
     accumulate: int = 1
     """Batches of a step, for each worker: larger steps in the same memory."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """bf16: mixed precision, weights stay float32; auto: bf16 on a GPU."""
+    """bf16: mixed precision, weights stay float32; auto: bf16 on a GPU with the preset paper."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is validated and kept instead, as 0.999; 0: none."""
     validate_every: int = 0

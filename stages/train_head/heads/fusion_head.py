@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
@@ -31,10 +30,6 @@ class FusionConfig:
     """Channels of the U-Net's first level, doubled at each of the next two."""
     features: bool = True
     """Prompt SAM with the U-Net's features, not with its mask, box and the words alone."""
-    query: bool = False
-    """Prompt SAM with one more token: the U-Net's features, averaged over the coarse mask."""
-    last: bool = False
-    """The words' vector is their mean and the last of them, not the mean alone."""
     sam: SamConfig = SAM_PRESETS["vit_l"]
     """The SAM that made the embeddings."""
 
@@ -57,14 +52,12 @@ class FusionHead(Head):
         """Random weights; `start_from` gives the refiner a trained SAM's."""
         super().__init__(shape, config)
         channels = config.sam.channels
-        words = channels * (2 if config.last else 1)
-        self.decoder = FusionDecoder(shape.channels, channels, words, config.input_size, config.width)
+        self.decoder = FusionDecoder(shape.channels, channels, channels, config.input_size, config.width)
         self.mask = nn.Conv2d(config.width, 1, 1)
         self.features = nn.Conv2d(config.width, channels, 1) if config.features else None
         if self.features is not None:  # at first SAM is prompted as it was trained to be
             nn.init.zeros_(self.features.weight)
             nn.init.zeros_(self.features.bias)  # type: ignore[arg-type]
-        self.query = nn.Linear(config.width, channels) if config.query else None
         self.refiner = MaskRefiner(shape, config.sam, mask=True, box=True, text=True)
         self.selector = KeywordSelector(shape.width)
 
@@ -74,25 +67,11 @@ class FusionHead(Head):
 
     def forward(self, batch: HeadBatch) -> HeadOutput:
         """`batch.attention` must be on a square grid (the LMM's square)."""
-        tokens = self.refiner.text_tokens(batch, len(batch.attention))
-        found = self.decoder(batch, self._words(*tokens))
+        counts, words = self.refiner.text_tokens(batch, len(batch.attention))
+        found = self.decoder(batch, words.sum(1) / counts.clamp(min=1)[:, None])  # their mean; 0 without any
         coarse = self.mask(found)[:, 0].float()
-        if self.query is not None:
-            share = coarse.sigmoid() / coarse.sigmoid().sum((-2, -1), keepdim=True).clamp(min=1e-6)
-            query = self.query(torch.einsum("kdyx,kyx->kd", found, share.to(found)))
-            tokens = (tokens[0] + 1, torch.cat([query[:, None].to(tokens[1]), tokens[1]], dim=1))
-        refined = self.refiner.refine(coarse, batch, tokens, self._dense(found, batch))
+        refined = self.refiner.refine(coarse, batch, (counts, words), self._dense(found, batch))
         return HeadOutput(coarse=coarse, refined=refined, keyword=self.selector(batch.answer_hidden))
-
-    def _words(self, counts: Tensor, tokens: Tensor) -> Tensor:
-        """int64 [K], float [K, most, Ce] with zeros after an object's last -> one vector per object; 0 without any."""
-        mean = tokens.sum(1) / counts.clamp(min=1)[:, None]
-        if not self.config.last:
-            return mean
-        if not tokens.shape[1]:
-            return torch.cat([mean, mean], dim=1)
-        last = tokens[torch.arange(len(tokens), device=tokens.device), (counts - 1).clamp(min=0)]
-        return torch.cat([mean, last], dim=1)
 
     def _dense(self, found: Tensor, batch: HeadBatch) -> Tensor | None:
         """Features [K, W, S, S] over the LMM's square -> dense prompts [K, Ce, e, e] over SAM's."""

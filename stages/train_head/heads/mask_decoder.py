@@ -89,7 +89,7 @@ class UNetMaskDecoder(nn.Module):
         height, width = maps.shape[-2:]
         padded = F.pad(maps, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
         logits = self.conv_seg(self._features(padded))[:, 0, :height, :width]
-        return logits.to(maps.dtype)  # under autocast too
+        return logits.to(torch.promote_types(attention.dtype, torch.float32))  # under autocast too
 
     def _features(self, x: Tensor) -> Tensor:
         skips = []
@@ -108,13 +108,15 @@ def normalise(attention: Tensor) -> Tensor:
 
 
 def resize_longer(maps: Tensor, size: int) -> Tensor:
-    """Bilinear, so that the longer side is `size`; maps that are finer already keep their size."""
+    """Bilinear, so that the longer side is `size`; maps that are finer already keep their size. Float32 at least."""
     height, width = maps.shape[-2:]
     longer = max(height, width)
     if longer >= size:
         return maps
-    down, across = (_bilinear(side, max(1, side * size // longer)).to(maps) for side in (height, width))
-    return down @ maps @ across.T
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    down, across = (_bilinear(side, max(1, side * size // longer)) for side in (height, width))
+    with torch.autocast(maps.device.type, enabled=False):
+        return down.to(maps) @ maps @ across.T.to(maps)
 
 
 @lru_cache(maxsize=8)

@@ -126,7 +126,8 @@ def test_accumulated_batches_are_one_large_batch(small_cache: Path) -> None:
     large = replace(RECIPE, batch_size=6, ema=0.0, validate=0, epochs=2)
     small = replace(large, batch_size=2, accumulate=3)
     (a, losses_a), (b, losses_b) = (run_plain(small_cache, recipe) for recipe in (large, small))
-    assert losses_a == pytest.approx(losses_b, abs=2e-5)
+    assert losses_a[0] == pytest.approx(losses_b[0], abs=1e-5)
+    assert losses_a == pytest.approx(losses_b, rel=1e-4)
     assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4  # Adam enlarges what rounding leaves
 
 
