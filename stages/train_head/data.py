@@ -102,7 +102,7 @@ def _gathered(arrays: list[np.ndarray], device: str) -> Tensor:
     if not device.startswith("cuda"):
         return torch.from_numpy(np.concatenate(arrays)).float()
     shape = (sum(len(array) for array in arrays), *arrays[0].shape[1:])
-    joined = torch.empty(shape, dtype=torch.from_numpy(arrays[0][:0]).dtype, pin_memory=True)
+    joined = torch.empty(shape, dtype=getattr(torch, arrays[0].dtype.name), pin_memory=True)
     np.concatenate(arrays, out=joined.numpy())
     return joined
 

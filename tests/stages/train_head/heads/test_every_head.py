@@ -105,7 +105,7 @@ def test_the_loss_reaches_every_trainable_weight(name: str) -> None:
 @every_head
 def test_a_stored_head_is_the_same_head(name: str, tmp_path: Path) -> None:
     head, batch = make(name), make_batch()
-    save_head(head, tmp_path, {})
+    save_head(head, tmp_path)
     loaded = load_head(tmp_path)
     assert (type(loaded), loaded.config, loaded.shape) == (type(head), head.config, SHAPE)
     for before, after in zip(masks_of(head(batch)), masks_of(loaded(batch)), strict=True):

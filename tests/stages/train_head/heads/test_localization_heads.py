@@ -226,7 +226,7 @@ def test_fitted_stored_loaded_and_shown(small_cache: Path, tmp_path: Path) -> No
     head = LocalizationHeads.from_values(shape, {**values, "sam": asdict(SAM_PRESETS["tiny"])})
     head.start_from(sam)
     head.fit(priors, trainable(priors))
-    save_head(head, tmp_path, {})
+    save_head(head, tmp_path)
     loaded = load_head(tmp_path)
     assert isinstance(loaded, LocalizationHeads) and torch.equal(loaded.chosen, head.chosen)
     assert loaded.threshold == head.threshold and loaded.refiner is not None
