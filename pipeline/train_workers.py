@@ -32,7 +32,7 @@ def run_workers(args: TrainHead) -> dict[str, Any]:
         from ray.train.torch import TorchConfig, TorchTrainer
         from ray.train.v2.api.exceptions import TrainingFailedError
     except ImportError as error:
-        raise PipelineError(f"--workers needs Ray Train ({error}): pip install 'ray[train]'") from None
+        raise PipelineError(f"--workers needs Ray Train ({error}): pip install 'frozen-lmm-grounding[train]'") from None
     from pipeline.runtime import start_ray
     from pipeline.train_head import choose_device, prepare
     from stages.train_head.heads.checkpoint import read_record
