@@ -67,7 +67,7 @@ class TrainHead:
     device: str = "auto"
     """cuda, cpu or auto."""
     workers: int = 1
-    """GPUs (or, with --device cpu, processes) that train together, through Ray Train: pip install 'frozen-lmm-grounding[train]'."""
+    """GPUs (or, with --device cpu, processes) that train together, through Ray Train (the extra `train`)."""
     ray_address: str | None = None
     """A running Ray cluster for more than one worker; --cache and --out must be at the same paths on all its nodes."""
     memory_gb: float = 2.0
