@@ -174,21 +174,23 @@ def frozen_models(config: Config) -> Callable[[], None]:
 
 
 def take_turns(trainings: Sequence[Training], repeats: int, steps: int) -> list[list[float]]:
-    """Seconds of so many steps of every training; they take turns, in an order that changes. The first warm up."""
+    """Seconds of so many steps of every training; they take turns, in an order that changes. The first warm up.
+
+    What is read ahead is read within the turn, from its first step on: nobody works while it is another's turn.
+    """
     seconds: list[list[float]] = [[] for _ in trainings]
-    feeds = [each.examples() for each in trainings]
     for repeat in range(1 + repeats):
         for number in np.random.default_rng(repeat).permutation(len(trainings)).tolist():
             each = trainings[number]
             start = time.perf_counter()
-            for examples in islice(feeds[number], steps):
+            feed = each.examples()
+            for examples in islice(feed, steps):
                 each.step(examples)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat:
                 seconds[number].append(time.perf_counter() - start)
-    for feed in feeds:
-        feed.close()
+            feed.close()
     return seconds
 
 

@@ -26,6 +26,7 @@ from benchmarks.random_weights import random_llava
 from pipeline.comparison import Condition, Job, compare
 from pipeline.comparison_table import Found, about, summaries, table, write_json
 from pipeline.train_head import choose_device
+from stages.extract.checkpoint import file_sha256
 from stages.extract.presets import TINY
 from stages.train_head.recipe import RECIPES
 
@@ -103,7 +104,7 @@ def conditions(config: Config, lmms: dict[str, Path]) -> list[Condition]:
     caches = {"embedded": extracted(config.cache, *common)}
     images = ("--images", str(config.cache / "images"), "--sam", "tiny", "--device", config.device)
     for name, folder in reversed(lmms.items()):
-        cache = config.out / f"cache-{folder.name}"
+        cache = config.out / f"cache-{folder.name}-{file_sha256(folder / 'model.safetensors')[:8]}"
         caches[name] = extracted(cache, "--lmm", str(folder), *images, *common)
     titles = {name: f"LMM after {name.removeprefix('after_')} steps" for name in lmms}
     titles |= {"embedded": "embedded LMM, 10,600 steps", "random": "LMM with random weights"}

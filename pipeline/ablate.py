@@ -49,7 +49,7 @@ class Ablate:
     merge: bool = True
     """Compare the mean over an object's words with the maximum: that takes a second extraction."""
     extract: str = ""
-    """Options of the second extraction that differ from the first one's, as "--lmm DIR --data-root DIR"."""
+    """Options of the second extraction that differ from the first one's: --extract="--lmm DIR --data-root DIR"."""
     sam_checkpoint: Path | None = None
     """SAM's weights that the refiner starts from; default as in extract."""
     quick: bool = False
@@ -154,6 +154,8 @@ def _wanted(args: Ablate, known: dict[str, Condition]) -> dict[str, Condition]:
     """The rows of --only, and "all"; every row without it. PipelineError: there is no such row."""
     if args.only is None:
         return {n: each for n, each in known.items() if args.merge or not n.startswith("merge_")}
+    if not args.merge and (both := [name for name in args.only if name.startswith("merge_")]):
+        raise PipelineError(f"--only {' '.join(both)} and --no-merge contradict each other; leave one of them out")
     if unknown := [name for name in args.only if name not in known]:
         raise PipelineError(f"--only {' '.join(unknown)}: the rows for {args.cache} are {', '.join(known)}")
     return {name: each for name, each in known.items() if name == "all" or name in args.only}

@@ -16,10 +16,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manifests.errors import PipelineError
 from pipeline.comparison_table import SHARES, Found
 from pipeline.train_head import TrainHead, choose_device
 
@@ -82,6 +84,7 @@ class Job:
             "cache": _content(self.condition.cache),
             "args": {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()},
             "head": [plain(asdict(kind.Config())), plain(kind.PRESETS)],
+            "torch": version("torch"),
             "recipes": {name: asdict(recipe) for name, recipe in RECIPES.items()},
         }
         return self.out / f"{self.condition.name}-{self.seed}-{digest(known)[:12]}.json"
@@ -240,15 +243,23 @@ def _results(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, dict[st
             yield job, run_one(job)
         return
     import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")  # CUDA can not be forked
-    with context.Pool(processes, initializer=_begin, initargs=(os.getpid(),)) as pool:
-        for number, result in pool.imap_unordered(partial(_numbered, list(jobs)), range(len(jobs))):
-            yield jobs[number], result
-
-
-def _numbered(jobs: list[Job], number: int) -> tuple[int, dict[str, Any]]:
-    return number, run_one(jobs[number])
+    # not multiprocessing's Pool: that waits for ever for a process that the system killed
+    with ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(os.getpid(),)) as pool:
+        try:
+            futures = {pool.submit(run_one, job): job for job in jobs}
+            for done in as_completed(futures):
+                yield futures[done], done.result()
+        except BrokenProcessPool:
+            raise PipelineError(
+                "a run's process was killed (out of memory?): the same command goes on, with fewer --processes"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _begin(parent: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,10 @@ def build(args: TrainHead, priors: Priors, device: str = "cpu") -> tuple[Head, T
     except (ValueError, TypeError) as error:
         raise PipelineError(f"train-head: {error}") from None
     if head.refined_size is not None:
+        require_sam(sam, args.sam_checkpoint)
         head.start_from(load_sam(sam["name"], args.sam_checkpoint))
     if args.init_from is not None:
-        start_from(head, args)
+        start_from(head, args, priors.identity)
     return head, recipe
 
 
@@ -167,9 +169,28 @@ def _shown(numbers: Sequence[int]) -> str:
     )
 
 
-def start_from(head: Head, args: TrainHead) -> None:
+def require_sam(sam: dict[str, Any], checkpoint: Path | None) -> None:
+    """PipelineError unless the weights that a refiner starts from are those that made the cache's embeddings."""
+    from stages.extract.sam import checkpoint_of
+
+    path = checkpoint_of(sam["name"], checkpoint)
+    if sam["weights"] != (found := _digest(path)):
+        raise PipelineError(
+            f"{path} is not the SAM whose embeddings the cache holds (sha256 {found[:12]}…, that one's is "
+            f"{sam['weights'][:12]}…): give that one with --sam-checkpoint"
+        )
+
+
+@lru_cache
+def _digest(path: Path) -> str:
+    from stages.extract.checkpoint import file_sha256
+
+    return file_sha256(path)
+
+
+def start_from(head: Head, args: TrainHead, identity: dict[str, Any]) -> None:
     """--init-from: the weights of a stored head of the same shape, or a published checkpoint, and their provenance."""
-    from stages.train_head.heads.checkpoint import load_head
+    from stages.train_head.heads.checkpoint import load_head, require_same_priors
     from stages.train_head.heads.hub import fetch_head
     from stages.train_head.heads.published import load_published
 
@@ -178,6 +199,9 @@ def start_from(head: Head, args: TrainHead) -> None:
         head.record["provenance"] = load_published(head, Path(args.init_from))
         return
     stored = load_head(fetch_head(args.init_from), type(head))
+    require_same_priors(stored, identity, args.init_from)
+    if stored.shape != head.shape:
+        raise PipelineError(f"--init-from {args.init_from} looks at other maps than this head; give it the same ones")
     try:
         head.load_state_dict(stored.state_dict())
     except RuntimeError as error:

@@ -44,10 +44,14 @@ class PushHead:
 
 def run(args: PushHead) -> None:
     """Put the files together, say what they are, upload them."""
+    from huggingface_hub.utils import validate_repo_id
+
     from stages.train_head.heads import head_class
     from stages.train_head.heads.checkpoint import is_head, load_head
-    from stages.train_head.heads.hub import FILES, SCHEME, fetch_head, upload
+    from stages.train_head.heads.hub import FILES, SCHEME, fetch_head, hub_errors, upload
 
+    with hub_errors(args.repo, writing=True):
+        validate_repo_id(args.repo)
     folder = fetch_head(args.head)
     head = load_head(folder, head_class(args.head_class) if args.head_class else None)
     if args.license is not None:

@@ -114,5 +114,5 @@ def start_ray(address: str | None, cores: int | None) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=None if address else 200 * 2**20,  # units travel as files, not as objects
-        runtime_env={"env_vars": {"PYTHONPATH": root}},
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(":")}},
     )

@@ -43,10 +43,13 @@ def second_cache(args: Ablate, priors: Priors) -> str:
         flush=True,
     )
     extract.run(planned)
-    if others := _differences(priors, str(cache)):
+    others = _differences(priors, str(cache))
+    if others is None:
+        raise PipelineError(f"--extract={args.extract!r} left no complete cache at {cache}: no --cache, no --dry-run")
+    if others:
         raise PipelineError(
             f"{cache} differs from {args.cache} in more than its merge ({'; '.join(others[:3])}): "
-            'mend --extract "…" and delete that folder, or pass --no-merge'
+            'mend --extract="…" and delete that folder, or pass --no-merge'
         )
     return str(cache)
 
@@ -57,7 +60,7 @@ def _planned(args: Ablate, priors: Priors, merge: str, cache: str) -> Extract:
     from cache.store import Store
 
     store, soft = priors.store, priors.store.meta.soft
-    cure = 'say how it was extracted with --extract "--lmm … --dataset …"'
+    cure = 'say how it was extracted: --extract="--lmm … --dataset …"'
     if not isinstance(store, Store) or "derived" in priors.identity or "merged" in soft:
         raise PipelineError(
             f"{args.cache} was exported, pruned, encoded or merged, and a second extraction gives none of these: "
@@ -70,7 +73,11 @@ def _planned(args: Ablate, priors: Priors, merge: str, cache: str) -> Extract:
     images = str(images_of(store, args.images))
     first = replace(first, cache=cache, images=images, batch_size=batch_size, device=args.device)
     first = replace(first, local=find_spec("ray") is None, merge="max" if merge == "max" else "mean")
-    return tyro.cli(extract.Extract, prog="--extract", args=shlex.split(args.extract), default=first)
+    try:
+        words = shlex.split(args.extract)
+    except ValueError as error:
+        raise PipelineError(f"--extract={args.extract!r}: {error}") from None
+    return tyro.cli(extract.Extract, prog="--extract", args=words, default=first)
 
 
 def _differences(priors: Priors, cache: str) -> list[str] | None:

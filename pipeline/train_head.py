@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import tyro
 from manifests.errors import PipelineError
 
 BEST, LOGS = "best", "logs"  # folders in --out
+HEAD_FILES = ("model.safetensors", "training.json", "config.json")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,7 +64,7 @@ class TrainHead:
     ema: float = 0.0
     """Decay of a moving average of the weights, which is validated and kept instead, as 0.999; 0: none."""
     validate_every: int = 0
-    """Steps between validations (cIoU on samples of val); 0: before the first step and after every epoch."""
+    """Steps between further validations; 0: only before the first step and after every epoch."""
     seed: int = 0
     device: str = "auto"
     """cuda, cpu or auto."""
@@ -86,12 +88,21 @@ def run(args: TrainHead) -> None:
     """Train, save, print the scores and what it cost."""
     if args.workers < 1:
         raise PipelineError(f"--workers {args.workers}: must be at least 1")
+    if args.readers is not None and args.readers < 1:
+        raise PipelineError(f"--readers {args.readers}: must be at least 1")
+    for name in ("memory_gb", "checkpoint_minutes"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise PipelineError(f"--{name.replace('_', '-')} {getattr(args, name)}: must not be negative")
+    device = choose_device(args.device)
     if args.workers > 1:
         from pipeline.train_workers import run_workers
 
-        record = run_workers(args)
+        prepare(args, device)  # what is wrong with the arguments is said before Ray starts
+        if args.restart:
+            _forget(args.out)
+        record = run_workers(replace(args, restart=False))  # a lost worker is no reason to begin anew
     else:
-        record = train_here(args, choose_device(args.device))
+        record = train_here(args, device)
     print(summary(args, record))
 
 
@@ -105,11 +116,12 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
     from stages.train_head.trainer import Keeping, train
 
     start, team = time.perf_counter(), Team.of_process()
-    priors, head, recipe = prepare(args, device)
+    priors, head, recipe = prepare(args, device, of_team=team.size > 1)
     state = args.out / STATE_FILE
-    if args.restart and team.leads:
-        state.unlink(missing_ok=True)
+    if team.leads and (args.restart or not state.exists()):
+        _forget(args.out)
     facts = {"head": head.name, "shape": asdict(head.shape), "config": asdict(head.config), "device": device}
+    facts |= {"init_from": args.init_from, "provenance": head.record.get("provenance")}
     keeping = Keeping(file=state, minutes=args.checkpoint_minutes, facts=facts | {"priors": digest(priors.identity)})
     log = TrainingLog(args.out / LOGS, priors, recipe, device, shown=team.leads)
 
@@ -141,12 +153,10 @@ def train_here(args: TrainHead, device: str) -> dict[str, Any]:
     return head.record
 
 
-def prepare(args: TrainHead, device: str) -> tuple[Any, Any, Any]:
+def prepare(args: TrainHead, device: str, *, of_team: bool = False) -> tuple[Any, Any, Any]:
     """The cache, an untrained head for it, the recipe. PipelineError: whatever is wrong with the arguments."""
     from cache.priors import Priors
     from pipeline.head_options import build
-    from stages.train_head.heads.checkpoint import is_head
-    from stages.train_head.state import STATE_FILE
     from stages.train_head.trainer import trainable
 
     memory = int(args.memory_gb * 2**30)
@@ -156,9 +166,31 @@ def prepare(args: TrainHead, device: str) -> tuple[Any, Any, Any]:
     head.priors = priors.identity
     if head.refined_size is not None and priors.images is None:
         Priors.open(args.cache, images_dir=args.images)  # raises: it says where they were looked for
-    begun = {BEST, LOGS, STATE_FILE, f"{STATE_FILE}.partial"}  # what a killed training leaves
-    prepare_out(args.out, "head", lambda out: is_head(out) or {path.name for path in out.iterdir()} <= begun)
+    if not of_team:
+        prepare_out(args.out, "head", _is_ours)
     return priors, head, recipe
+
+
+def _forget(out: Path) -> None:
+    """Delete what another training left in --out and this one might not write again."""
+    import shutil
+
+    from stages.train_head.state import STATE_FILE
+
+    for name in (STATE_FILE, f"{STATE_FILE}.partial"):
+        (out / name).unlink(missing_ok=True)
+    for name in (BEST, LOGS):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _is_ours(out: Path) -> bool:
+    """Is this the folder of a head, or what a killed training left of one?"""
+    from stages.train_head.heads.checkpoint import is_head
+    from stages.train_head.state import STATE_FILE
+
+    found = {path.name.removesuffix(".partial") for path in out.iterdir()}
+    begun = bool(found & {STATE_FILE, BEST, LOGS}) and found <= {STATE_FILE, BEST, LOGS, *HEAD_FILES}
+    return is_head(out) or begun
 
 
 def _record(args: TrainHead, recipe: Any, head: Any, priors: Any) -> dict[str, Any]:
@@ -252,6 +284,8 @@ def choose_device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise PipelineError(f"--device {name}: give cuda, cpu or auto (which GPU: CUDA_VISIBLE_DEVICES)")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise PipelineError(f"--device {name}: torch sees no GPU here")
     return name

@@ -34,11 +34,10 @@ def run_workers(args: TrainHead) -> dict[str, Any]:
     except ImportError as error:
         raise PipelineError(f"--workers needs Ray Train ({error}): pip install 'frozen-lmm-grounding[train]'") from None
     from pipeline.runtime import start_ray
-    from pipeline.train_head import choose_device, prepare
+    from pipeline.train_head import choose_device
     from stages.train_head.heads.checkpoint import read_record
 
     gpus = choose_device(args.device) == "cuda"
-    prepare(args, "cuda" if gpus else "cpu")  # what is wrong with the arguments is said before Ray starts
     start_ray(args.ray_address, cores=None if args.ray_address else args.workers * CORES + 1)
     try:
         _require_room(ray, args, gpus)
@@ -46,7 +45,10 @@ def run_workers(args: TrainHead) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="train-head-") as scratch:  # Ray's own notes; ours are in --out
             TorchTrainer(
                 _work,
-                train_loop_config={"args": _absolute(args), "device": "cuda" if gpus else "cpu"},
+                train_loop_config={
+                    "args": replace(_absolute(args), restart=False),
+                    "device": "cuda" if gpus else "cpu",
+                },
                 torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
                 scaling_config=ScalingConfig(
                     num_workers=args.workers,

@@ -224,8 +224,13 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], where: str) -> Non
         for name, tensor in own.items()
         if name in state and state[name].shape != tensor.shape
     ]
+    kinds = [
+        f"{name} {state[name].dtype} instead of {tensor.dtype}"
+        for name, tensor in own.items()
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+    ]
     misfits = {"missing": sorted(own.keys() - state.keys()), "unknown": sorted(state.keys() - own.keys())}
-    misfits["of another shape"] = shapes
+    misfits |= {"of another shape": shapes, "of another type": kinds}
     found = [f"{kind}: {', '.join(names)}" for kind, names in misfits.items() if names]
     if found:
         raise ModelError(f"the weights in {where} do not fit {type(module).__name__}; {'; '.join(found)}")

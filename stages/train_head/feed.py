@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -40,6 +40,7 @@ class Steps:
         self, head: Head, priors: PriorsLike, samples: list[int], config: TrainConfig, team: Team, device: str
     ) -> None:
         self.head = head
+        self._order = lru_cache(maxsize=2)(partial(epoch_order, samples, config.seed))  # reads of two epochs overlap
         self.priors, self.samples, self.config, self.team, self.device = priors, samples, config, team, device
         self.per_epoch = math.ceil(len(samples) / (team.size * config.accumulate * config.batch_size))
 
@@ -60,7 +61,7 @@ class Steps:
     def groups(self, number: int) -> list[list[int]]:
         """The samples of each batch of that step."""
         epoch, step = divmod(number, self.per_epoch)
-        order, size = epoch_order(tuple(self.samples), self.config.seed, epoch), self.config.batch_size
+        order, size = self._order(epoch), self.config.batch_size
         share = size * self.config.accumulate
         start = (step * self.team.size + self.team.rank) * share
         return [group for i in range(start, start + share, size) if (group := order[i : i + size])]
@@ -75,8 +76,7 @@ class Steps:
         return [example.pin_memory() if gpu else example for example in self[number]]
 
 
-@lru_cache(maxsize=2)
-def epoch_order(samples: tuple[int, ...], seed: int, epoch: int) -> list[int]:
+def epoch_order(samples: Sequence[int], seed: int, epoch: int) -> list[int]:
     """The samples of an epoch, shuffled by seed and epoch."""
     order = list(samples)
     random.Random(f"{seed}/{epoch}").shuffle(order)

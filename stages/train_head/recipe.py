@@ -39,7 +39,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "lr", "clip"):
-            if not getattr(self, name) > 0:  # also for nan
+            if not 0 < getattr(self, name) < math.inf:  # also for nan
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         for name in ("warmup", "ema"):
             if not 0 <= getattr(self, name) < 1:

@@ -205,9 +205,10 @@ class Training:
         self._tell()  # of the step before: a GPU has work meanwhile
         self.pending = partial(self._hear, told, news, examples)
         ended, every = history.steps % self.per_epoch == 0, config.validate_every
-        if ended or (every and history.steps % every == 0):
+        validated = ended or bool(every and history.steps % every == 0)
+        if validated:
             self._validate(epoch + ended)
-        self._keep(ended)
+        self._keep(ended or (validated and history.best is history.validations[-1]))
 
     def _tell(self) -> None:
         """Hear of the last step, and tell it."""
@@ -243,7 +244,8 @@ class Training:
     def _told(self, parts: dict[str, Tensor], norm: Tensor) -> Callable[[], dict[str, Any]]:
         """The step's losses over all workers, on their way from the device; called, it waits for them."""
         names = ["coarse_bce", "coarse_dice", "refined_bce", "refined_dice", "keyword"]
-        values = torch.stack([torch.as_tensor(parts.get(name, 0.0), device=self.device).float() for name in names])
+        none = torch.zeros((), device=self.device)
+        values = torch.stack([parts.get(name, none).float() for name in names])
         host = torch.cat([self.team.add(values), norm.reshape(1).to(values)]).to("cpu", non_blocking=True)
         arrived = torch.cuda.Event() if values.is_cuda else None
         if arrived is not None:
@@ -298,12 +300,12 @@ class Training:
         due = self.keeping and (ended or time.perf_counter() - self.saved >= 60 * self.keeping.minutes)
         if not (due and self.keeping):
             return
+        self.saved = time.perf_counter()
         self._tell()
         if not self.team.leads:
             return
         facts = {"settings": self.settings, "history": asdict(self.history), "losses": self.losses}
         save_state(self.keeping.file, self.head, self.optimizer, self.averages, facts)
-        self.saved = time.perf_counter()
 
     def _restore(self, file: Path, stored: dict[str, Any]) -> None:
         self.averages = load_state(file, self.head, self.optimizer)

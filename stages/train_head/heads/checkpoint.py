@@ -63,6 +63,8 @@ def load_head(folder: Path, head_class: type[Head] | None = None) -> Head:
             f"{folder} holds a head {name!r}, which is none of this program's ({', '.join(HEADS)}); "
             "say whose code it is: --head-class module:Class"
         )
+    if head_class is not None and name != head_class.name:
+        raise ModelError(f"{folder} holds a head {name!r}, not {head_class.name!r}")
     kind, file = known[name], folder / CONFIG_FILE
     try:
         head = kind.from_values(PriorShape(**description["shape"]), description["config"])

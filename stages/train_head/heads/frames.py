@@ -24,8 +24,10 @@ def move(features: Tensor, sample: Tensor, source: Sequence[Box], target: Sequen
     pairs = list(zip(source, target, strict=True))
     rows = torch.stack([_axis((a.top, a.height, a.size), (b.top, b.height, b.size), side, size) for a, b in pairs])
     columns = torch.stack([_axis((a.left, a.width, a.size), (b.left, b.width, b.size), side, size) for a, b in pairs])
-    y, x = (matrices.to(features)[sample][:, None] for matrices in (rows, columns))
-    return y @ features @ x.transpose(-1, -2)
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    with torch.autocast(features.device.type, enabled=False):  # eight bits of a coordinate are no coordinate
+        y, x = (m.to(features.dtype).to(features.device, non_blocking=True) for m in (rows, columns))
+        return y[sample][:, None] @ features @ x[sample][:, None].transpose(-1, -2)
 
 
 def positions(boxes: Sequence[Box], size: int) -> Tensor:

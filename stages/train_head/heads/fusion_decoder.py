@@ -15,6 +15,7 @@ from stages.train_head.heads.frames import move, positions
 from stages.train_head.heads.mask_decoder import normalise, resize_longer
 
 LEVELS = 3
+MULTIPLE = 2 ** (LEVELS - 1)
 GROUPS = 8
 FLOOR = 0.1
 """Of maps with mean 1: attention spans decades, and convolutions see its logarithm above this."""
@@ -63,13 +64,15 @@ class FusionDecoder(nn.Module):
         """`words`: one vector [K, …] of each object's words."""
         words, skips = self.words(words), []
         x = self._inputs(batch)
+        side = x.shape[-1]
+        x = F.pad(x, (0, -side % MULTIPLE, 0, -side % MULTIPLE))  # what is halved twice must not be cut off
         for level, block in enumerate(self.down):
             x = block(F.avg_pool2d(x, 2) if level else x, words)
             skips.append(x)
         for lateral, block, skip in zip(self.lateral, self.up, reversed(skips[:-1]), strict=True):
             finer = F.interpolate(lateral(x), size=skip.shape[-2:], mode="bilinear", align_corners=False)
             x = block(skip + finer, words)
-        return x
+        return x[..., :side, :side]
 
     def _inputs(self, batch: HeadBatch) -> Tensor:
         """float [K, 2 W + 3, S, S]: attention, image and position, all over the LMM's square."""
@@ -80,5 +83,5 @@ class FusionDecoder(nn.Module):
         side, sample = attention.shape[-1], batch.sample_of_object
         every = torch.arange(len(batch.lmm_boxes), device=sample.device)
         image = move(self.image(batch.embeddings), every, batch.sam_boxes, batch.lmm_boxes, side)
-        place = positions(batch.lmm_boxes, side).to(image)
+        place = positions(batch.lmm_boxes, side).to(image.dtype).to(image.device, non_blocking=True)
         return torch.cat([attention, torch.cat([image, place], dim=1)[sample]], dim=1)

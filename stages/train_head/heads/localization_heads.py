@@ -118,7 +118,7 @@ class LocalizationHeads(Head):
         """`batch.attention`: on a square grid. ModelError: the maps were not chosen yet."""
         if (self.chosen < 0).any():
             raise ModelError(f"the head {self.name} has not chosen its maps; train-head does that, or head.fit(…)")
-        boxes = [batch.lmm_boxes[sample] for sample in batch.sample_of_object.tolist()]
+        boxes = [box for box, count in zip(batch.lmm_boxes, batch.objects, strict=True) for _ in range(count)]
         ratio = self._ratio(batch.attention[:, self.chosen], boxes)
         coarse = (ratio.clamp(min=1e-3) / self.threshold).log()
         refined = self.refiner(coarse, batch) if self.refiner is not None else None
@@ -128,7 +128,9 @@ class LocalizationHeads(Head):
         """Chosen maps [K, k, h, w] -> their smoothed sum [K, S, S], in multiples of its mean over the image."""
         inside = image_part(boxes, maps.shape[-1]).to(maps)
         total = smooth(normalise(maps), inside[:, None], self.config.sigma).sum(1, keepdim=True)
-        total = resize_longer(total, self.config.input_size)[:, 0]
+        # of a cell at the image's edge only the part inside counts, else it would be darker than it is
+        covered = resize_longer(inside[:, None], self.config.input_size).clamp(min=1e-6)
+        total = (resize_longer(total, self.config.input_size) / covered)[:, 0]
         shown = image_part(boxes, total.shape[-1]).to(total)
         mean = (total * shown).sum((-2, -1), keepdim=True) / shown.sum((-2, -1), keepdim=True)
         return total * shown / mean.clamp(min=1e-12)

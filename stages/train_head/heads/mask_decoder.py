@@ -116,7 +116,8 @@ def resize_longer(maps: Tensor, size: int) -> Tensor:
     maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
     down, across = (_bilinear(side, max(1, side * size // longer)) for side in (height, width))
     with torch.autocast(maps.device.type, enabled=False):
-        return down.to(maps) @ maps @ across.T.to(maps)
+        down, across = (m.to(maps.dtype).to(maps.device, non_blocking=True) for m in (down, across))
+        return down @ maps @ across.T
 
 
 @lru_cache(maxsize=8)
