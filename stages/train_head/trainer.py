@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -323,9 +323,13 @@ def score(record: dict[str, Any]) -> float:
 
 
 def _float32(output: HeadOutput) -> HeadOutput:
-    return replace(
-        output,
-        coarse=output.coarse.float(),
-        refined=None if output.refined is None else output.refined.float(),
-        keyword=None if output.keyword is None else output.keyword.float(),
+    """Losses are computed in float32 at least."""
+
+    def wide(logits: Tensor) -> Tensor:
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    return HeadOutput(
+        coarse=wide(output.coarse),
+        refined=None if output.refined is None else wide(output.refined),
+        keyword=None if output.keyword is None else wide(output.keyword),
     )

@@ -128,9 +128,7 @@ class LocalizationHeads(Head):
         """Chosen maps [K, k, h, w] -> their smoothed sum [K, S, S], in multiples of its mean over the image."""
         inside = image_part(boxes, maps.shape[-1]).to(maps)
         total = smooth(normalise(maps), inside[:, None], self.config.sigma).sum(1, keepdim=True)
-        # of a cell at the image's edge only the part inside counts, else it would be darker than it is
-        covered = resize_longer(inside[:, None], self.config.input_size).clamp(min=1e-6)
-        total = (resize_longer(total, self.config.input_size) / covered)[:, 0]
+        total = resize_longer(total, self.config.input_size)[:, 0]
         shown = image_part(boxes, total.shape[-1]).to(total)
         mean = (total * shown).sum((-2, -1), keepdim=True) / shown.sum((-2, -1), keepdim=True)
         return total * shown / mean.clamp(min=1e-12)
@@ -230,15 +228,16 @@ def regions(binary: Tensor) -> Tensor:
 
 
 def smooth(maps: Tensor, inside: Tensor, sigma: float) -> Tensor:
-    """Maps [N, c, h, w] averaged with Gaussian weights over the image's cells within 3 sigma; 0 outside of the image.
+    """Maps [N, c, h, w] averaged with Gaussian weights over the image's cells within 3 sigma; 0 where there are none.
 
-    `inside`: 1 on the image, else 0, [N or 1, 1, h, w]. Cells outside of it, or of the grid, have no weight.
+    `inside`: 1 on the image, else 0, [N or 1, 1, h, w]. Cells outside of it, or of the grid, have no weight; those next
+    to it get what is near them, so that resizing does not mix darkness into the image's edge.
     """
     side = maps.shape[-1]
     distance = torch.arange(side, device=maps.device, dtype=maps.dtype)
     distance = (distance[:, None] - distance).abs()
     weights = torch.exp(-0.5 * (distance / sigma) ** 2) * (distance <= 3 * sigma)
-    return inside * (weights @ (maps * inside) @ weights) / (weights @ inside @ weights).clamp(min=1e-12)
+    return (weights @ (maps * inside) @ weights) / (weights @ inside @ weights).clamp(min=1e-12)
 
 
 def ious(values: Tensor, frame: FrameTargets) -> Tensor:

@@ -115,6 +115,9 @@ class MaskRefiner(nn.Module):
             unreachable.append(encoder.point_embeddings[2:])
         for module in unreachable:
             module.requires_grad_(False)
+        for name, parameter in decoder.transformer.named_parameters():
+            if name.endswith("k_proj.bias"):  # it adds the same to all scores of a query: softmax does not see it,
+                parameter.requires_grad_(False)  # and the optimiser would blow its rounding errors up to full steps
 
 
 def prompt_masks(coarse: Tensor, batch: HeadBatch, sam_boxes: list[Box], sam: SamConfig) -> Tensor:

@@ -25,6 +25,8 @@ from cache.priors import Priors
 from manifests.errors import PipelineError
 from pipeline.head_options import build
 from pipeline.train_head import TrainHead
+from stages.train_head.heads.base import HeadBatch, HeadOutput
+from stages.train_head.heads.grounding_head import GroundingHead
 from stages.train_head.recipe import TrainConfig
 from stages.train_head.state import STATE_FILE, read_facts
 from stages.train_head.team import Team
@@ -122,18 +124,32 @@ def test_the_command_goes_on_after_sigkill_and_the_head_is_the_same(small_cache:
     assert [v | {"seconds": 0} for v in a["validations"]] == [v | {"seconds": 0} for v in b["validations"]]
 
 
-def test_accumulated_batches_are_one_large_batch(small_cache: Path) -> None:
-    large = replace(RECIPE, batch_size=6, ema=0.0, validate=0, epochs=2)
-    small = replace(large, batch_size=2, accumulate=3)
-    (a, losses_a), (b, losses_b) = (run_plain(small_cache, recipe) for recipe in (large, small))
-    assert losses_a[0] == pytest.approx(losses_b[0], abs=1e-5)
-    assert losses_a == pytest.approx(losses_b, rel=1e-4)
-    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4  # Adam enlarges what rounding leaves
+class InDouble(GroundingHead):
+    """The same head in float64: there, what batches are put together in changes nothing but the last digits.
+
+    In float32 it does: rounding decides ReLUs and box edges near a boundary, and Adam makes full steps of what is
+    nearly zero. After 20 steps at the full learning rate that has grown to 1e-4 of a weight.
+    """
+
+    def forward(self, batch: HeadBatch) -> HeadOutput:
+        assert batch.embeddings is not None
+        wide = {"attention": batch.attention.double(), "hidden": batch.hidden.double()}
+        wide |= {"answer_hidden": batch.answer_hidden.double(), "embeddings": batch.embeddings.double()}
+        return super().forward(replace(batch, **wide))
+
+    @classmethod
+    def of(cls, head: torch.nn.Module) -> None:
+        """Makes the head one, in place."""
+        assert isinstance(head, GroundingHead) and head.refiner is not None
+        head.double().__class__ = cls
+        head.refiner.prompt_encoder.pe_layer.float()  # it casts coordinates to float32 itself
 
 
-def run_plain(cache: Path, recipe: TrainConfig, most: int = 10**9) -> tuple[Weights, list[float]]:
+def run_plain(cache: Path, recipe: TrainConfig, most: int = 10**9, *, double: bool = False) -> tuple[Weights, list]:
     priors = Priors.open(cache)
     head, _ = build(TrainHead(cache=str(cache)), priors)
+    if double:
+        InDouble.of(head)
     losses: list[float] = []
 
     def on_step(news: dict) -> None:
@@ -146,24 +162,42 @@ def run_plain(cache: Path, recipe: TrainConfig, most: int = 10**9) -> tuple[Weig
     return {name: value.detach().clone() for name, value in head.state_dict().items()}, losses
 
 
-def worker(rank: int, cache: str, recipe: dict, out: str) -> None:
+def furthest(a: Weights, b: Weights) -> float:
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def test_accumulated_batches_are_one_large_batch(small_cache: Path) -> None:
+    large = replace(RECIPE, batch_size=6, ema=0.0, validate=0, epochs=2)
+    small = replace(large, batch_size=2, accumulate=3)
+    (a, losses_a), (b, losses_b) = (run_plain(small_cache, recipe, double=True) for recipe in (large, small))
+    assert losses_a == pytest.approx(losses_b, abs=1e-6)  # told in float32
+    assert furthest(a, b) < 1e-7
+
+
+def worker(rank: int, cache: str, recipe: dict, double: bool, out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
-    weights, losses = run_plain(Path(cache), TrainConfig(**recipe), most=20)
+    weights, losses = run_plain(Path(cache), TrainConfig(**recipe), most=20, double=double)
     torch.save((weights, losses), f"{out}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_workers_are_one_with_the_double_batch(small_cache: Path, tmp_path: Path) -> None:
-    """20 steps in float32; of the last batches of an epoch one worker has fewer samples, or none."""
-    recipe = TrainConfig(epochs=5, batch_size=2, lr=1e-3, validate=4)
-    torch.multiprocessing.spawn(worker, (str(small_cache), asdict(recipe), str(tmp_path)), nprocs=2)
-    one, losses = run_plain(small_cache, replace(recipe, batch_size=4), most=20)
+@pytest.mark.parametrize(
+    ("double", "epochs", "tolerance"), [(False, 8 * 500, 1e-5), (True, 5, 1e-7)], ids=["float32", "float64"]
+)
+def test_two_workers_are_one_with_the_double_batch(
+    small_cache: Path, tmp_path: Path, double: bool, epochs: int, tolerance: float
+) -> None:
+    """20 steps; of an epoch's last step one worker has no sample. Float32: at the start of a long training, the paper's
+    recipe, which is still warming up; float64: ten times the paper's learning rate, all of it."""
+    recipe = TrainConfig(epochs=epochs, batch_size=3, lr=1e-3 if double else 1e-4, validate=0 if double else 4)
+    torch.multiprocessing.spawn(worker, (str(small_cache), asdict(recipe), double, str(tmp_path)), nprocs=2)
+    one, losses = run_plain(small_cache, replace(recipe, batch_size=6), most=20, double=double)
     assert len(losses) == 20
     for rank in range(2):
         weights, told = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert told == pytest.approx(losses, abs=1e-5)
-        assert max(float((weights[name] - one[name]).abs().max()) for name in one) < 1e-5
+        assert furthest(weights, one) < tolerance
 
 
 def test_the_command_on_two_workers(small_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +205,7 @@ def test_the_command_on_two_workers(small_cache: Path, tmp_path: Path, monkeypat
     cli("train-head", *common, "--out", tmp_path / "two", "--workers", "2", "--batch-size", "2")
     cli("train-head", *common, "--out", tmp_path / "one", "--batch-size", "4")
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-4
+    assert furthest(a, b) < 1e-3  # five steps at the full rate
     records = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two")]
     assert [record["objects"] for record in records] == [records[0]["objects"]] * 2
     assert records[1]["workers"] == 2

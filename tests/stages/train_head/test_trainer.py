@@ -171,6 +171,9 @@ def test_new_weights_never_lie_beside_an_old_description(
     monkeypatch.setattr(checkpoint, "_write", killed)
     cli("train-head", "--cache", small_cache, "--out", out, "--epochs", "1", "--no-refiner", expect=130)
     assert (out / "model.safetensors").exists() and not is_head(out)
+    monkeypatch.setattr(checkpoint, "_write", write)
+    cli("train-head", "--cache", small_cache, "--out", out, "--epochs", "1", "--no-refiner")  # the same command goes on
+    assert is_head(out) and not (out / "state.safetensors").exists()
 
 
 def test_targets_hold_the_masks_and_only_narratives_teach_keywords(small_cache: Path, small_head: Path) -> None:
@@ -237,6 +240,46 @@ def test_zero_is_not_the_default(
 ) -> None:
     cli("train-head", "--cache", small_cache, "--out", tmp_path / "head", f"--{name}", "0", expect=2)
     assert f"error: train-head: {name} must be positive, not 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--readers", "0"], "--readers 0: must be at least 1"),
+        (["--memory-gb", "nan"], "--memory-gb nan: must not be negative"),
+        (["--checkpoint-minutes", "-5"], "--checkpoint-minutes -5.0: must not be negative"),
+        (["--lr", "inf"], "lr must be positive"),
+        (["--device", "banana"], "--device banana: give cuda, cpu or auto"),
+        (["--layers", "7"], "--layers 7: the LMM has the layers 0 to 4"),
+        (["--layers", "5-3"], "--layers 5-3: give numbers"),
+        (["--channels", "31"], "--channels 31: there are 30 maps"),
+        (["--channels", "3,99"], "the maps to choose from are 0 to 29"),
+        (["--head", "nothing"], "known are unet-sam"),
+        (["--head", "no.such:Head"], "can not be imported"),
+        (["--head", "linear", "--no-refiner"], "--head linear has no option refiner"),
+        (["--option", "width"], "give NAME=VALUE"),
+        (["--option", "base_width=wide"], "give a value like its default, 64"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    flags: list[str], says: str, small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli("train-head", "--cache", small_cache, "--out", tmp_path / "head", *flags, expect=2)
+    assert says in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_only_some_maps(small_cache: Path, tmp_path: Path) -> None:
+    for flags, maps in ((["--layers", "1,3-4"], [*range(6, 12), *range(18, 30)]), (["--channels", "5,0"], [0, 5])):
+        head, _ = build(TrainHead(cache=str(small_cache), **dict([(flags[0][2:], flags[1])])), Priors.open(small_cache))
+        assert list(head.shape.maps or ()) == maps
+        batch = read_batch(Priors.open(small_cache), [0], head)
+        whole = Priors.open(small_cache).read(0)
+        assert batch is not None and whole is not None
+        assert np.array_equal(batch.inputs.attention.numpy(), whole.attention[:, maps].astype(np.float32))
+    out = tmp_path / "head"
+    cli("train-head", "--cache", small_cache, "--out", out, "--epochs", "1", "--no-refiner", "--channels", "3")
+    assert load_head(out).shape.channels == 3 and len(load_head(out).shape.maps or ()) == 3
+    cli("evaluate", "--cache", small_cache, "--head", out, "--out", tmp_path / "evaluation", "--splits", "testB")
 
 
 def test_ranges_are_checked() -> None:

@@ -131,7 +131,7 @@ def test_a_users_own_head_needs_nothing_of_its_own_for_it(hub: Hub, tmp_path: Pa
     with pytest.raises(ModelError, match="'dot'"):
         Head.from_pretrained(NAME)  # not one of this program's
     make_head().push_to_hub("ann/other")
-    with pytest.raises(ModelError, match="'unet-sam', no Dot"):
+    with pytest.raises(ModelError, match="'unet-sam', not 'dot'"):
         Dot.from_pretrained("ann/other")
     with pytest.raises(TypeError, match="abstract"):
         Head(SHAPE, DotConfig())

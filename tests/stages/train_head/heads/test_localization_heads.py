@@ -60,13 +60,13 @@ def plain_entropy(values: np.ndarray, inside: np.ndarray) -> tuple[float, int]:
 
 def plain_smooth(values: np.ndarray, inside: np.ndarray, sigma: float) -> np.ndarray:
     result = np.zeros(values.shape)
-    for y, x in np.argwhere(inside):
+    for y, x in np.ndindex(values.shape):
         total = weight = 0.0
         for v, u in np.argwhere(inside):
             if max(abs(v - y), abs(u - x)) <= 3 * sigma:
                 w = math.exp(-((v - y) ** 2 + (u - x) ** 2) / (2 * sigma**2))
                 total, weight = total + w * float(values[v, u]), weight + w
-        result[y, x] = total / weight
+        result[y, x] = total / max(weight, 1e-12)
     return result
 
 
@@ -136,6 +136,16 @@ def test_logits_against_a_loop_over_objects() -> None:
         shown = (slice(large.top, large.top + large.height), slice(large.left, large.left + large.width))
         expected = np.log(np.maximum(total[shown] / total[shown].mean(), 1e-3) / 1.5)
         np.testing.assert_allclose(coarse[k][shown].numpy(), expected, atol=1e-4)
+
+
+def test_an_even_map_is_even_up_to_the_edge_of_the_image() -> None:
+    head, batch = LocalizationHeads(SHAPE, CONFIG).eval(), make_batch()
+    head.chosen.copy_(torch.tensor([1, 2, 5]))
+    coarse = head(replace(batch, attention=torch.ones_like(batch.attention))).coarse
+    for k, sample in enumerate(batch.sample_of_object.tolist()):
+        part = batch.lmm_boxes[sample].scaled(16)
+        shown = coarse[k, part.top : part.top + part.height, part.left : part.left + part.width]
+        torch.testing.assert_close(shown, torch.zeros_like(shown), atol=1e-5, rtol=0)  # log of 1, the threshold
 
 
 def test_ious_against_counting() -> None:
