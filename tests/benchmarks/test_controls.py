@@ -31,7 +31,7 @@ def test_zero_attention_keeps_the_hidden_states(priors: Priors) -> None:
     changed, item = Changed(priors, "zero").read(0), priors.read(0)
     assert changed is not None and item is not None
     assert not changed.attention.any() and item.attention.any()
-    assert changed.hidden is item.hidden
+    assert changed.scaled_hidden is item.scaled_hidden
 
 
 def test_swapped_attention_is_that_of_an_object_with_another_mask(priors: Priors) -> None:
