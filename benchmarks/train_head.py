@@ -4,7 +4,7 @@
     python -m benchmarks.train_head --quick            fewer maps, a small head: a minute or two, claims nothing
     python -m benchmarks.train_head --device cuda      the 7B in bfloat16 in the loop: 80 GB GPU
 
-Three trainings take turns of some steps. cache: nothing is kept between epochs, every batch is read, checked and decoded.
+Three trainings take turns of some steps. cache: nothing is kept between them, every batch is read, checked, decoded.
 memory: the same batches, ready. online: those too, after the frozen LMM with its captured attention and SAM's image
 encoder have run on the step's images (reading and resizing the images is left out: what is gained is more).
 On the CPU the LMM in the loop is of medium size (8 layers, d 1024) and the cache that it is compared with is of its
@@ -76,7 +76,7 @@ class Config:
     def __post_init__(self) -> None:
         gpu = self.device != "cpu"
         if self.quick:
-            self.repeats, self.online = 3, 1
+            self.repeats, self.online, self.steps = 3, 1, 3
         self.steps = self.steps or (40 if gpu else 8)
         self.batch_size = self.batch_size or (8 if gpu else 1)
         self.online = self.online or (self.repeats if gpu else 3)
@@ -227,7 +227,7 @@ def main(config: Config) -> dict[str, Any]:
         "head_parameters": sum(p.numel() for p in cached.head.parameters()),
         "attention": f"{lmm.layers} layers x {lmm.heads} heads of 24x24; online: "
         + ("the same" if gpu else f"{(SMALL if config.quick else MID).layers} layers"),
-        "step": f"{config.batch_size} samples, {objects / config.steps:.1f} objects; {config.steps} steps an epoch",
+        "step": f"{config.batch_size} samples, {objects / config.steps:.1f} objects; {config.steps} steps a turn",
         "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
