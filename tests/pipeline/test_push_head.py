@@ -104,6 +104,7 @@ def test_other_samples_of_the_same_priors_are_welcome(head: Path, tmp_path: Path
     cli(
         "push-head", "--head", head, "--repo", "ann/head", "--evaluation", results, "--dry-run", "--out", tmp_path / "o"
     )
+    assert (tmp_path / "o" / "metrics.json").exists() and (tmp_path / "o" / "README.md").exists()
 
 
 def test_imported_weights_can_not_be_given_a_licence(

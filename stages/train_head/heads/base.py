@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.extract.images import Box
+from stages.extract.sam import SamConfig
 from stages.train_head.heads.hub import OnHub
 
 if TYPE_CHECKING:
@@ -171,9 +172,11 @@ class Head(nn.Module, OnHub, ABC):
     def from_values(cls, shape: PriorShape, values: dict[str, Any]) -> Self:
         """An untrained head from `asdict(config)` after a trip through JSON, where tuples have become lists.
 
-        What is not in `values` takes its default ({}: all of them); an unknown key is a TypeError.
+        What is not in `values` takes its default ({}: all of them); an unknown key is a TypeError. `sam`, where a head
+        has it, becomes the sizes of a SAM.
         """
-        return cls(shape, cls.Config(**values))
+        sam = {"sam": SamConfig.from_dict(values["sam"])} if "sam" in values else {}
+        return cls(shape, cls.Config(**{**values, **sam}))
 
     def start_from(self, sam: Sam) -> None:
         """Takes over the weights that the head shares with a trained SAM; called once, before training."""

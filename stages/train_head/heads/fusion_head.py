@@ -7,7 +7,7 @@ the U-Net sees all three, and SAM's mask decoder gets its features beside the ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
@@ -86,8 +86,3 @@ class FusionHead(Head):
     @property
     def refined_size(self) -> int | None:
         return self.config.sam.mask_size
-
-    @classmethod
-    def from_values(cls, shape: PriorShape, values: dict[str, Any]) -> Self:
-        sam = {"sam": SamConfig.from_dict(values["sam"])} if "sam" in values else {}
-        return cls(shape, FusionConfig(**{**values, **sam}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from segment_anything.modeling import Sam
 
@@ -79,11 +79,6 @@ class GroundingHead(Head):
     @property
     def refined_size(self) -> int | None:
         return self.config.sam.mask_size if self.refiner is not None else None
-
-    @classmethod
-    def from_values(cls, shape: PriorShape, values: dict[str, Any]) -> Self:
-        sam = {"sam": SamConfig.from_dict(values["sam"])} if "sam" in values else {}
-        return cls(shape, GroundingConfig(**{**values, **sam}))
 
 
 def _refiner(shape: PriorShape, config: GroundingConfig) -> MaskRefiner:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -178,11 +178,6 @@ class LocalizationHeads(Head):
     @property
     def refined_size(self) -> int | None:
         return self.config.sam.mask_size if self.refiner is not None else None
-
-    @classmethod
-    def from_values(cls, shape: PriorShape, values: dict[str, Any]) -> Self:
-        sam = {"sam": SamConfig.from_dict(values["sam"])} if "sam" in values else {}
-        return cls(shape, LocalizationConfig(**{**values, **sam}))
 
 
 def attentive(mass: Tensor, least: int) -> Tensor:
