@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -21,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import DatasetError
-from manifests.schema import Object, Piece, Sample, Task
+from manifests.schema import Object, Piece, Reply, Sample, Task
 from manifests.table import MEMORY, LazyTable, Source, write_records
 
-MANIFEST_VERSION: Final = 2
+MANIFEST_VERSION: Final = 3
 
 _MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.string())])
 _PIECE = pa.struct([("text", pa.string()), ("object", pa.int32())])
@@ -36,12 +37,17 @@ _OBJECT = pa.struct(
         ("plural", pa.bool_()),
         ("category", pa.string()),
         ("phrase", pa.string()),
+        ("ignore", _MASK),
     ]
+)
+_REPLY = pa.struct(
+    [("ids", pa.list_(pa.int32())), ("words", pa.list_(pa.int32())), ("text", pa.string()), ("finished", pa.bool_())]
 )
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("sample_id", "dataset", "split", "task", "image_id", "image_path")]
     + [("height", pa.int32()), ("width", pa.int32()), ("prompt", pa.string())]
-    + [("pieces", pa.list_(_PIECE)), ("objects", pa.list_(_OBJECT)), ("error", pa.string())]
+    + [("pieces", pa.list_(_PIECE)), ("objects", pa.list_(_OBJECT)), ("group", pa.string())]
+    + [("reply", _REPLY), ("error", pa.string())]
 )
 
 
@@ -104,6 +110,8 @@ class Samples(LazyTable[Sample]):
             )
         record["pieces"] = tuple(Piece(**piece) for piece in record["pieces"])
         record["objects"] = tuple(Object(**item) for item in record["objects"])
+        if (reply := record["reply"]) is not None:
+            record["reply"] = Reply(**reply | {name: tuple(reply[name]) for name in ("ids", "words")})
         return Sample(**record)
 
 
@@ -139,5 +147,6 @@ def _records(path: Path, samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
         seen.add(sample.sample_id)
         record = {name: getattr(sample, name) for name in _SCHEMA.names}
         record["pieces"] = [{"text": piece.text, "object": piece.object} for piece in sample.pieces]
+        record["reply"] = None if sample.reply is None else asdict(sample.reply)
         record["objects"] = [{field.name: getattr(item, field.name) for field in _OBJECT} for item in sample.objects]
         yield record

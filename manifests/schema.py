@@ -10,7 +10,13 @@ from manifests.errors import DatasetError
 from manifests.masks import Rle, area
 
 DEFAULT_PROMPT: Final = "Please give me a description of the image."
-Task = Literal["referring", "narrative"]
+Task = Literal["referring", "narrative", "reasoning", "conversation"]
+"""referring: expressions, each the name of an object.  narrative: a caption in which some phrases name objects.
+reasoning: a question about one object; the LMM's own answer is grounded as a whole (ReasonSeg).
+conversation: a prompt for a caption, and the caption that is right, its phrases grounded; the LMM's own caption is
+searched for phrases (GCG). Without a reply of the LMM (to train on) it is a narrative."""
+CAPTIONS: Final = ("narrative", "conversation")
+"""Tasks whose texts have words that name an object and words that do not: what a keyword selector learns from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +33,7 @@ class Object:
 
     object_id: the same in every sample that shows this object with another text.  mask: RLE at the image's own size.
     plural: several instances under one phrase.  category: "" where the data has none.  phrase: the words that name it.
+    ignore: pixels that count neither for nor against a prediction (ReasonSeg's "ignore"), RLE of the same size.
     """
 
     object_id: str
@@ -35,14 +42,31 @@ class Object:
     plural: bool
     category: str
     phrase: str
+    ignore: Rle | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """What the LMM itself answered to the prompt: token ids, never to be tokenised again.
+
+    ids: without the token that ends the answer.  words: for each id the running number of the whitespace-separated word
+    of `text` that it is part of, every number from 0 on at least once.  finished: False where it was cut off.
+    """
+
+    ids: tuple[int, ...]
+    words: tuple[int, ...]
+    text: str
+    finished: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One image and one teacher-forced answer: the concatenation of `pieces`.
+    """One image and one teacher-forced answer: the concatenation of `pieces`, or the LMM's own `reply`.
 
     image_path: relative to the data root, "/" between parts; DatasetError where it would leave the root.
     height, width: pixels of the image file, the frame of all masks.  prompt: the question asked before the answer.
+    group: what results are also told apart by ("short", "long" questions of ReasonSeg), "" for nothing.
+    reply: the LMM's own answer, which is then what is grounded; `pieces` are the truth that it is compared with.
     error: what the reader found wrong with this record; no absolute paths, a manifest is the same on every machine. Its
     objects are there all the same, without pixels where a mask can not be had: the metrics count them as misses.
     """
@@ -58,6 +82,8 @@ class Sample:
     prompt: str = DEFAULT_PROMPT
     pieces: tuple[Piece, ...]
     objects: tuple[Object, ...]
+    group: str = ""
+    reply: Reply | None = None
     error: str | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +92,13 @@ class Sample:
                 f"sample {self.sample_id}: image path {self.image_path!r} leaves the data root; "
                 "give it relative to the root, without '..'"
             )
+
+    @property
+    def slots(self) -> int:
+        """Attention maps that extraction keeps: one per object, or per word of a reply that is searched for phrases."""
+        if self.task == "conversation" and self.reply is not None:
+            return len(set(self.reply.words))
+        return len(self.objects)
 
 
 def leaves_root(path: str) -> bool:
@@ -78,7 +111,11 @@ def problem(sample: Sample) -> str | None:
     """Why a sample can not be used, in words for the user: what, where and the cure; None if it can."""
     if sample.error is not None:
         return sample.error
-    spoken: set[int] = set()
+    if sample.task == "reasoning" and sample.reply is None:
+        return f"sample {sample.sample_id} is a question without an answer to ground: extract with --answer"
+    if sample.reply is not None and not sample.reply.ids:
+        return f"sample {sample.sample_id}: the LMM gave no answer to {sample.prompt!r}: nothing can be grounded"
+    spoken: set[int] = set(range(len(sample.objects)) if sample.task == "reasoning" else ())
     for piece in sample.pieces:
         if piece.object is None:
             continue
@@ -104,6 +141,6 @@ def problem(sample: Sample) -> str | None:
             pixels = area(item.mask)
         except ValueError as error:
             return f"the mask of object {item.object_id} can not be decoded ({error}): correct its annotation"
-        if pixels == 0:
+        if pixels == 0 and sample.task != "reasoning":  # a question may be about nothing that is there
             return f"the mask of object {item.object_id} has no pixels: correct its annotation, or remove it"
     return None

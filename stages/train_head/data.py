@@ -16,6 +16,7 @@ from torch import Tensor
 from cache.priors import SamplePriors
 from manifests.manifest import Samples
 from manifests.masks import decode
+from manifests.schema import CAPTIONS
 from stages.extract.images import Box
 from stages.train_head.heads.base import Head, HeadBatch
 from stages.train_head.targets import Targets, frame_targets
@@ -79,7 +80,7 @@ def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: s
     counts = [len(item.attention) for item in items]
     starts = np.cumsum([0, *counts[:-1]])
     width = items[0].answer_hidden.shape[-1]
-    answers = [item.answer_hidden for item, s in zip(items, samples, strict=True) if s.task == "narrative"]
+    answers = [item.answer_hidden for item, s in zip(items, samples, strict=True) if s.task in CAPTIONS]
     inputs = HeadBatch(
         attention=_gathered([item.attention if maps is None else item.attention[:, maps] for item in items], device),
         hidden=_gathered([item.scaled_hidden if gpu else item.hidden for item in items], device),
@@ -115,7 +116,7 @@ def targets_of(priors: PriorsLike, batch: Batch, head: Head) -> Targets:
     refined = None
     if head.refined_size is not None and batch.inputs.sam_boxes is not None:
         refined = frame_targets(masks, batch.inputs.sam_boxes, head.refined_size)
-    named = [item.answer_object >= 0 for item, s in zip(batch.items, samples, strict=True) if s.task == "narrative"]
+    named = [item.answer_object >= 0 for item, s in zip(batch.items, samples, strict=True) if s.task in CAPTIONS]
     return Targets(
         coarse=coarse, refined=refined, keyword=torch.from_numpy(np.concatenate([np.zeros(0, bool), *named]))
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from manifests.errors import DatasetError
 from manifests.manifest import Samples, write_manifest
 from manifests.masks import encode
-from manifests.schema import Object, Piece, Sample
+from manifests.schema import Object, Piece, Reply, Sample
 from tests.manifests.test_schema import sample
 
 OBJECTS = st.builds(
@@ -25,13 +25,20 @@ OBJECTS = st.builds(
     plural=st.booleans(),
     category=st.text(),
     phrase=st.text(),
+    ignore=st.none() | st.just(encode(np.eye(3, dtype=bool))),
+)
+REPLIES = st.builds(
+    lambda words, text, finished: Reply(ids=tuple(words), words=tuple(words), text=text, finished=finished),
+    st.lists(st.integers(0, 2**31 - 1), max_size=4),
+    st.text(),
+    st.booleans(),
 )
 SAMPLES = st.builds(
     Sample,
     sample_id=st.text(),
     dataset=st.sampled_from(["refcoco", "png", "own"]),
     split=st.text(),
-    task=st.sampled_from(["referring", "narrative"]),
+    task=st.sampled_from(["referring", "narrative", "reasoning", "conversation"]),
     image_id=st.text(),
     image_path=st.sampled_from(["a.jpg", "train2014/b c.jpg", "ä/ö.png"]),
     height=st.integers(1, 2**31 - 1),
@@ -39,6 +46,8 @@ SAMPLES = st.builds(
     prompt=st.text(),
     pieces=st.lists(st.builds(Piece, text=st.text(), object=st.none() | st.integers(0, 9)), max_size=4).map(tuple),
     objects=st.lists(OBJECTS, max_size=3).map(tuple),
+    group=st.text(),
+    reply=st.none() | REPLIES,
     error=st.none() | st.text(),
 )
 
@@ -82,12 +91,12 @@ def test_what_is_not_a_manifest(tmp_path: Path) -> None:
         Samples(tmp_path / "other")
     header = {"manifest": '{"version": 99, "meta": {}}'}
     pq.write_table(pa.table({"a": [1]}).replace_schema_metadata(header), tmp_path / "newer")
-    with pytest.raises(DatasetError, match="version 99, this program reads 2"):
+    with pytest.raises(DatasetError, match="version 99, this program reads 3"):
         Samples(tmp_path / "newer")
     write_manifest(tmp_path / "older", [sample()], {})
     old = pq.read_table(tmp_path / "older").drop_columns("error")  # version 1 had no such column
     pq.write_table(old.replace_schema_metadata({"manifest": '{"version": 1, "meta": {}}'}), tmp_path / "older")
-    with pytest.raises(DatasetError, match="version 1, this program reads 2: build it again"):
+    with pytest.raises(DatasetError, match="version 1, this program reads 3: build it again"):
         Samples(tmp_path / "older")
 
 

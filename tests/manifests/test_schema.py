@@ -14,6 +14,7 @@ from manifests.schema import (
     DEFAULT_PROMPT,
     Object,
     Piece,
+    Reply,
     Sample,
     leaves_root,
     problem,
@@ -98,3 +99,28 @@ def _objects(index: int, **changes: object) -> tuple[Object, ...]:
 def test_problem_names_the_object_and_the_cure(changes: dict[str, object], words: str) -> None:
     found = problem(sample(**changes))
     assert found is not None and re.search(words, found), found
+
+
+REPLY = Reply(ids=(5, 6, 7), words=(0, 0, 1), text="a ring", finished=True)
+
+
+def test_a_question_needs_an_answer() -> None:
+    asked = replace(sample(), task="reasoning", pieces=(), objects=sample().objects[:1])
+    assert "--answer" in str(problem(asked))
+    assert problem(replace(asked, reply=REPLY)) is None
+    assert "gave no answer" in str(problem(replace(asked, reply=replace(REPLY, ids=(), words=()))))
+
+
+def test_only_a_question_may_be_about_nothing() -> None:
+    nothing = replace(sample().objects[0], mask=empty(4, 6))
+    asked = replace(sample(), task="reasoning", pieces=(), objects=(nothing,), reply=REPLY)
+    assert problem(asked) is None
+    assert "no pixels" in str(problem(replace(sample(), objects=(nothing, nothing))))
+
+
+def test_a_reply_is_searched_word_by_word() -> None:
+    told = replace(sample(), task="conversation")
+    assert told.slots == 2
+    assert replace(told, reply=REPLY).slots == 2
+    assert replace(told, reply=replace(REPLY, words=(0, 1, 2))).slots == 3
+    assert replace(sample(), task="reasoning", reply=REPLY).slots == 2
