@@ -11,7 +11,7 @@ import torch
 from cache.priors import Priors
 from manifests.masks import decode
 from manifests.schema import Object
-from stages.evaluate.results import ObjectResult
+from stages.evaluate.results import ObjectResult, describe
 from stages.train_head.data import as_box
 from stages.train_head.heads.base import crop_resize
 
@@ -37,25 +37,19 @@ def choose(priors: Priors) -> dict[str, Choice]:
     return chosen
 
 
-def apply(priors: Priors, indices: Sequence[int], chosen: dict[str, Choice]) -> dict[str, list[ObjectResult]]:
-    """Task -> the masks of the chosen map on these samples, one result per object."""
-    results: dict[str, list[ObjectResult]] = {"referring": [], "narrative": []}
+def apply(priors: Priors, indices: Sequence[int], chosen: dict[str, Choice]) -> list[ObjectResult]:
+    """The masks of the map that was chosen for a sample's task, on these samples: one result per object."""
+    results = []
     for index in indices:
         sample = priors.samples[index]
         channel, threshold = chosen[sample.task]
-        for maps, truth, described in _maps(priors, [index]):
+        for number, (maps, truth, _) in enumerate(_maps(priors, [index])):
             # a failed sample has no maps and is a miss, as it is for the heads
             mask = maps[channel] > threshold if maps is not None else np.zeros_like(truth)
             both, either = int((mask & truth).sum()), int((mask | truth).sum())
-            results[sample.task].append(
+            results.append(
                 ObjectResult(
-                    sample_id=sample.sample_id,
-                    dataset=sample.dataset,
-                    split=sample.split,
-                    image_id=sample.image_id,
-                    phrase=described.phrase,
-                    is_thing=described.is_thing,
-                    plural=described.plural,
+                    **describe(index, sample, number),
                     area=int(truth.sum()),
                     intersection=both,
                     union=either,

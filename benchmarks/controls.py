@@ -28,7 +28,7 @@ from pipeline.comparison import Condition, Job, compare, held_out_indices, numbe
 from pipeline.comparison_table import SHARES, SHARES_SHIFTED, about, summary
 from stages.evaluate.baselines import Lexicon, NounPhrases
 from stages.evaluate.keywords import summarise_chooser, summarise_keywords, words_of
-from stages.evaluate.stage import Outcome
+from stages.evaluate.scoring import Outcome
 from stages.train_head.data import PriorsLike
 from stages.train_head.recipe import RECIPES
 
@@ -180,8 +180,7 @@ def main(config: Config) -> None:
     runs = {each.name: [found[each.name, seed] for seed in range(config.seeds)] for each in compared}
     priors = Priors.open(caches["trained"])
     chosen = best_map.choose(priors)
-    found_by_map = best_map.apply(priors, held_out_indices(priors.samples), chosen)
-    single = numbers(found_by_map["referring"], found_by_map["narrative"])
+    single = numbers(best_map.apply(priors, held_out_indices(priors.samples), chosen))
     show(config, runs | {"best_map": [single], "mask_box_text": runs["trained"]}, chosen)
 
 

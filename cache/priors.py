@@ -9,8 +9,8 @@ Letters: n objects, T object tokens, A answer tokens, C maps of h×w, M layers o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from cache.log8 import CODES, PEAK
 from cache.memory import Memory
 from cache.places import Where
 from cache.plan import BoxTuple, ImageRows, PlanRows
-from cache.scaling import restore_states
+from cache.scaling import restore_maps, restore_states
 from cache.source import Source, images_of, open_source
 from manifests.errors import CacheError, IdentityMismatch
 from manifests.manifest import Samples
@@ -234,6 +234,35 @@ class Priors:
             for index in np.flatnonzero(np.isin(image_of, list(images))).tolist():
                 failures.setdefault(index, f"its image has no embedding: {images[int(image_of[index])]}")
         return failures
+
+
+def merged(item: SamplePriors, groups: Sequence[Sequence[int]], how: str) -> SamplePriors:
+    """The priors of objects that are made of several: of the phrases of a text whose words were cached one by one.
+
+    groups: of each new object the old ones, in reading order.  how: "mean" (over the tokens of all of them) or "max",
+    the merge that the cache was extracted with. What comes out is what extraction would have kept of these objects,
+    but for the rounding of the maps to float16.
+    """
+    tokens = np.bincount(item.hidden_object, minlength=len(item.attention))
+    new_of_old = np.full(len(item.attention) + 1, -1, np.int32)  # the last one: of what was none
+    maps = np.zeros((len(groups), *item.attention.shape[1:]), np.float64)
+    chosen = [np.zeros(0, np.int64)]
+    for number, group in enumerate(groups):
+        old = list(group)
+        new_of_old[old] = number
+        each = restore_maps(item.attention[old], item.attention_mass[old])
+        maps[number] = each.max(0) if how == "max" else np.average(each, axis=0, weights=tokens[old])
+        chosen += [np.flatnonzero(item.hidden_object == one) for one in old]
+    mean, rows = maps.mean((-2, -1), keepdims=True), np.concatenate(chosen)
+    return replace(
+        item,
+        attention=np.divide(maps, mean, out=np.zeros_like(maps), where=mean > 0).astype(np.float16),
+        attention_mass=maps.sum((-2, -1)).astype(np.float32),
+        scaled_hidden=item.scaled_hidden[rows],
+        hidden_scale=item.hidden_scale[rows],
+        hidden_object=new_of_old[item.hidden_object[rows]].astype(np.int64),
+        answer_object=new_of_old[item.answer_object],
+    )
 
 
 def read_maps(source: Source, start: int, stop: int) -> np.ndarray:

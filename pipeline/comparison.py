@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cache.priors import Priors
     from manifests.manifest import Samples
     from stages.evaluate.results import ObjectResult
-    from stages.evaluate.stage import Outcome
+    from stages.evaluate.scoring import Outcome
     from stages.train_head.data import PriorsLike
     from stages.train_head.heads.base import Head
     from stages.train_head.trainer import History
@@ -112,7 +112,7 @@ def run_one(job: Job) -> dict[str, Any]:
     """
     from cache.priors import Priors
     from pipeline.head_options import build
-    from stages.evaluate.stage import run_head
+    from stages.evaluate.scoring import run_head
     from stages.train_head.trainer import Keeping, train
 
     if (done := job.finished()) is not None:
@@ -130,7 +130,7 @@ def run_one(job: Job) -> dict[str, Any]:
     history = train(head, seen, replace(recipe, validate=0), device=device, keeping=keeping)
     fitted = time.perf_counter() - started - history.seconds
     outcome = run_head(head, seen, held_out_indices(seen.samples), device=device)
-    result: dict[str, Any] = numbers(outcome.referring, outcome.narrative) | _validated(head, seen, device)
+    result: dict[str, Any] = numbers(outcome.objects) | _validated(head, seen, device)
     result |= condition.more(seen, outcome) if condition.more else {}
     result |= {"parameters": sum(p.numel() for p in head.parameters()), "s_per_epoch": s_per_epoch(history)}
     result |= {"seconds_fit": round(max(0.0, fitted), 2), "steps": history.steps, **bytes_needed(priors, head)}
@@ -184,22 +184,19 @@ def held_out_indices(samples: Samples) -> list[int]:
     return sorted(referring + samples.where(split=splits, task=["narrative"]))
 
 
-def numbers(referring: Sequence[ObjectResult], narrative: Sequence[ObjectResult]) -> dict[str, float]:
+def numbers(objects: Sequence[ObjectResult]) -> dict[str, float]:
     """`SHARES`, splits and datasets pooled; the shifted scenes by themselves. What has no object is not there."""
     from stages.evaluate.png import summarise_png
     from stages.evaluate.res import summarise_res
 
     found: dict[str, float] = {}
     for prefix, shifted in (("", False), ("shifted_", True)):
-        res, png = (
-            [replace(r, dataset="", split="") for r in results if r.dataset.startswith("shifted") == shifted]
-            for results in (referring, narrative)
-        )
-        for row in summarise_res(res, draws=1):
-            found |= {f"{prefix}res_{n}": e.value for n, e in (("ciou", row.ciou), ("miou", row.miou)) if e}
-        for table in summarise_png(png, draws=1):
-            groups = {name: table.groups[name].average_recall for name in ("all", "thing", "stuff")}
-            found |= {f"{prefix}png_{name}": recall.value for name, recall in groups.items() if recall}
+        pooled = [replace(r, dataset="", split="") for r in objects if r.dataset.startswith("shifted") == shifted]
+        measures = [*summarise_res(pooled, draws=0), *summarise_png(pooled, draws=0)]
+        values = {(m.group, m.metric): m.value.value for m in measures if m.value}
+        where = {f"res_{name}": ("all", name) for name in ("ciou", "miou")}
+        where |= {f"png_{group}": (group, "average_recall") for group in ("all", "thing", "stuff")}
+        found |= {f"{prefix}{name}": values[key] for name, key in where.items() if key in values}
     return found
 
 

@@ -6,13 +6,14 @@ Images are drawn, not objects: objects of one image share their priors and are n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 
 DRAWS: Final = 1000
 LEVEL: Final = 0.95
-_BLOCK: Final = 2_000_000  # drawn images held at a time: 16 MB of indices, whatever the number of images
+_BLOCK: Final = 2_000_000  # drawn images held at a time, whatever the number of images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +40,12 @@ def estimate(
     value = float(numerator.sum() / denominator.sum())
     if len(names) < 2 or draws == 0:
         return Estimate(value=value, low=None, high=None)
-    ratios = _resampled_ratios(sums, np.random.default_rng(seed), draws)
+    ratios = _resampled_ratios(sums, seed, draws)
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def _resampled_ratios(sums: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:
+def _resampled_ratios(sums: np.ndarray, seed: int, draws: int) -> np.ndarray:
     """float64 [<= draws]: the ratio in each draw of as many images as there are; draws with nothing in them drop out.
 
     sums: float64 [2, images], numerator and denominator per image.
@@ -52,9 +53,19 @@ def _resampled_ratios(sums: np.ndarray, rng: np.random.Generator, draws: int) ->
     count = sums.shape[1]
     block = max(1, _BLOCK // count)
     totals = [
-        sums[:, rng.integers(0, count, (min(block, draws - start), count))].sum(axis=-1)
+        _times_drawn(count, seed, start, min(block, draws - start)).astype(np.float64) @ sums.T
         for start in range(0, draws, block)
     ]
-    numerator, denominator = np.concatenate(totals, axis=1)
+    numerator, denominator = np.concatenate(totals).T
     full = denominator > 0
     return numerator[full] / denominator[full]
+
+
+@lru_cache(maxsize=16)  # the metrics of one group of objects are of the same images
+def _times_drawn(count: int, seed: int, start: int, draws: int) -> np.ndarray:
+    """uint8 [draws, count]: how often each image is among the `count` that are drawn."""
+    times = np.empty((draws, count), np.uint8)
+    for row, number in enumerate(range(start, start + draws)):  # a draw is the same in blocks of any size
+        drawn = np.random.default_rng([seed, number]).integers(0, count, count)
+        times[row] = np.bincount(drawn, minlength=count)
+    return times

@@ -9,41 +9,18 @@ implementation adds up recall at thresholds 1e-5 apart; it differs from the exac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-from stages.evaluate.bootstrap import DRAWS, Estimate, estimate
-from stages.evaluate.results import Columns, ObjectResult, Which, by_split, columns
+from manifests.schema import CAPTIONS
+from stages.evaluate.bootstrap import DRAWS, estimate
+from stages.evaluate.measures import Measure
+from stages.evaluate.results import Columns, ObjectResult, Which, breakdown, parts
 
 PROTOCOL: Final = "png"
 GROUPS: Final = ("all", "thing", "stuff", "singular", "plural")
 CURVE: Final = tuple(k / 50 for k in range(51))  # thresholds at which the report draws recall
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PngGroup:
-    """The phrases of one kind."""
-
-    objects: int
-    failed: int
-    average_recall: Estimate | None
-    """None where there is no such phrase."""
-    recall: tuple[float, ...]
-    """Recall at the thresholds of `CURVE`, for the picture; empty where there is no such phrase."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PngRow:
-    """One dataset and split; `groups` by the names of `GROUPS`."""
-
-    protocol: str
-    dataset: str
-    split: str
-    which: Which
-    images: int
-    groups: dict[str, PngGroup]
 
 
 def recall_at(ious: np.ndarray, thresholds: Sequence[float] = CURVE) -> tuple[float, ...]:
@@ -52,37 +29,43 @@ def recall_at(ious: np.ndarray, thresholds: Sequence[float] = CURVE) -> tuple[fl
     return tuple((1 - below / len(ious)).tolist())
 
 
+def _kinds(columns: Columns) -> dict[str, np.ndarray]:
+    """bool [n] of each of `GROUPS`. A plural phrase counts as a thing, whatever its segments are."""
+    thing = columns.is_thing | columns.plural
+    return dict(zip(GROUPS, (np.ones_like(thing), thing, ~thing, ~columns.plural, columns.plural), strict=True))
+
+
 def summarise_png(
     results: Sequence[ObjectResult], which: Which = "refined", *, seed: int = 0, draws: int = DRAWS
-) -> list[PngRow]:
-    """One row per (dataset, split), in the order of their first object; give only objects of narrative samples.
-
-    A plural phrase counts as a thing, whatever its segments are. Failed objects have IoU 0.
-    """
-    rows = []
-    for (dataset, split), group in by_split(results).items():
-        table = columns(group, which)
-        plural = np.array([r.plural for r in group], bool)
-        thing = np.array([r.is_thing for r in group], bool) | plural
-        members = (np.ones_like(thing), thing, ~thing, ~plural, plural)
-        rows.append(
-            PngRow(
-                protocol=PROTOCOL,
-                dataset=dataset,
-                split=split,
-                which=which,
-                images=len(np.unique(table.images)),
-                groups={name: _group(table, of, seed, draws) for name, of in zip(GROUPS, members, strict=True)},
-            )
+) -> list[Measure]:
+    """average_recall of the phrases of captions: of `GROUPS`, by size of the object, by words. Failed ones: IoU 0."""
+    return [
+        Measure(
+            protocol=PROTOCOL,
+            dataset=part.dataset,
+            split=part.split,
+            method=which,
+            group=group,
+            metric="average_recall",
+            value=estimate(chosen.images, chosen.iou, np.ones_like(chosen.iou), seed=seed, draws=draws),
+            images=len(np.unique(chosen.images)),
+            items=len(chosen.iou),
+            failed=int(chosen.failed.sum()),
         )
-    return rows
+        for part in parts(results, which, CAPTIONS)
+        for group, members in [*_kinds(part.columns).items(), *breakdown(part.columns)]
+        if members.any() or group in GROUPS
+        for chosen in (part.columns.where(members),)
+    ]
 
 
-def _group(table: Columns, members: np.ndarray, seed: int, draws: int) -> PngGroup:
-    ious = table.iou[members]
-    return PngGroup(
-        objects=len(ious),
-        failed=int(table.failed[members].sum()),
-        average_recall=estimate(table.images[members], ious, np.ones_like(ious), seed=seed, draws=draws),
-        recall=recall_at(ious) if len(ious) else (),
-    )
+def recall_curves(results: Sequence[ObjectResult], which: Which) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """ "dataset split" -> group (all, thing, stuff) -> points (threshold, recall) to draw."""
+    return {
+        f"{part.dataset} {part.split}": {
+            group: list(zip(CURVE, recall_at(part.columns.iou[members]), strict=True))
+            for group, members in _kinds(part.columns).items()
+            if group in ("all", "thing", "stuff") and members.any()
+        }
+        for part in parts(results, which, CAPTIONS)
+    }

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ class PriorsLike(Protocol):
     """What training and evaluation need of a cache; `cache.priors.Priors` is one."""
 
     failures: dict[int, str]
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
 
     @property
     def samples(self) -> Samples: ...
@@ -62,18 +65,21 @@ def as_box(values: Sequence[int]) -> Box:
 
 
 def read_batch(priors: PriorsLike, indices: Sequence[int], head: Head, device: str = "cpu") -> Batch | None:
-    """The batch of these samples for a head; those that failed in extraction are left out; None if nothing is left.
+    """The batch of these samples for a head; those that failed in extraction are left out; None if nothing is left."""
+    found = [(i, item) for i in indices if (item := priors.read(i)) is not None]
+    return batch_of(priors, found, head, device) if found else None
+
+
+def batch_of(priors: PriorsLike, found: Sequence[tuple[int, SamplePriors]], head: Head, device: str = "cpu") -> Batch:
+    """The batch of these samples (at least one), with the priors that were read of each, for a head.
 
     It has the maps that the head looks at, and SAM's embeddings if it refines.
     device: where it will go. What a GPU gets is as in the cache, mostly float16, and in pinned memory: it fetches that
     by itself, and `HeadBatch.to` makes numbers of it there.
 
-    answer_hidden holds the tokens of narratives only: the keyword selector learns from texts in which some words name
+    answer_hidden holds the tokens of captions only: the keyword selector learns from texts in which some words name
     an object and others do not; in referring expressions all of them do.
     """
-    found = [(i, item) for i in indices if (item := priors.read(i)) is not None]
-    if not found:
-        return None
     embeddings, maps, gpu = head.refined_size is not None, head.shape.maps, device.startswith("cuda")
     kept, items = [i for i, _ in found], [item for _, item in found]
     samples = [priors.samples[i] for i in kept]

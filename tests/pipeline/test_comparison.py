@@ -68,18 +68,20 @@ def test_processes_find_the_same(runs: tuple[list[Job], Found], tmp_path: Path) 
 
 def test_numbers_pool_splits_and_keep_shifted_scenes_apart() -> None:
     def result(dataset: str, split: str, intersection: int) -> ObjectResult:
+        task = "narrative" if dataset.endswith("png") else "referring"
         return ObjectResult(
-            sample_id=f"{dataset}{split}", dataset=dataset, split=split, image_id=split, phrase="it", is_thing=True,
-            plural=False, area=10, intersection=intersection, union=10, coarse_intersection=0, coarse_union=10,
+            sample=0, number=0, sample_id=f"{dataset}{split}", dataset=dataset, split=split, task=task, group="",
+            image_id=split, phrase="it", is_thing=True, plural=False, pixels=100, area=10, intersection=intersection,
+            union=10, coarse_intersection=0, coarse_union=10,
         )  # fmt: skip
 
     referring = [result("scenes-refcoco", s, n) for s, n in (("testA", 10), ("testB", 5))]
-    found = numbers([*referring, result("shifted-refcoco", "testA", 2)],
-                    [result("scenes-png", "val", 4), result("shifted-png", "val", 1)])  # fmt: skip
+    narrative = [result("scenes-png", "val", 4), result("shifted-png", "val", 1)]
+    found = numbers([*referring, result("shifted-refcoco", "testA", 2), *narrative])
     assert found["res_ciou"] == pytest.approx(15 / 20)
     assert found["shifted_res_ciou"] == pytest.approx(2 / 10)
     assert found["png_all"] == pytest.approx(0.4) and "png_stuff" not in found
-    assert numbers([], []) == {}
+    assert numbers([]) == {}
 
 
 def test_held_out_samples_are_those_that_nothing_is_chosen_on(small_cache: Path) -> None:

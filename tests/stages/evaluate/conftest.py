@@ -12,6 +12,11 @@ from stages.evaluate.pictures import Case
 from stages.evaluate.results import ObjectResult
 
 _WHAT: dict[str, Any] = {
+    "sample": 0,
+    "number": 0,
+    "task": "referring",
+    "group": "",
+    "pixels": 640 * 480,
     "sample_id": "s0",
     "dataset": "refcoco",
     "split": "val",

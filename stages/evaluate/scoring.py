@@ -1,0 +1,311 @@
+"""A head on cached priors, batch by batch: what its masks and chosen words are worth, as a few numbers each.
+
+`score` is all of evaluation that needs the head; protocols make tables of what it yields.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import numpy as np
+import torch
+
+from cache.priors import SamplePriors, merged
+from manifests.errors import DatasetError
+from manifests.masks import area, decode
+from manifests.schema import CAPTIONS, Object, Sample
+from stages.evaluate.gcg import GcgResult
+from stages.evaluate.keywords import WordResult, choose, word_scores
+from stages.evaluate.keywords import words_of as words_in
+from stages.evaluate.metrics import intersection_union, iou
+from stages.evaluate.results import ObjectResult, describe
+from stages.train_head.data import Batch, PriorsLike, batch_of, prefetch, splits_of
+from stages.train_head.heads.base import Head, HeadOutput, ImageLogits, to_image_masks
+
+LAMBDA: Final = 0.3
+"""λ of the paper: words that the selector gives more are keywords."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """What a head did on some samples: numbers and texts, no masks."""
+
+    objects: list[ObjectResult] = field(default_factory=list)
+    words: list[WordResult] = field(default_factory=list)
+    """Of captions that were given to the LMM; mean nothing unless `selects`."""
+    conversations: list[GcgResult] = field(default_factory=list)
+    """Of the LMM's own captions; mean nothing unless `selects`."""
+    selects: bool = True
+    """Has the head a keyword selector, as far as it was asked?"""
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, other: Outcome) -> None:
+        for name in ("objects", "words", "conversations"):
+            getattr(self, name).extend(getattr(other, name))
+        self.failures |= other.failures
+        self.selects &= other.selects
+
+
+def held_out(priors: PriorsLike, splits: Sequence[str] | None = None) -> list[int]:
+    """Samples to evaluate: those of the given splits, by default all but `train`."""
+    known = priors.samples.labels("split")
+    if unknown := set(splits or ()) - set(known):
+        raise DatasetError(
+            f"--splits {' '.join(sorted(unknown))}: the cache has no such split; its splits are {splits_of(priors)}"
+        )
+    chosen = priors.samples.where(split=set(known) - {"train"} if splits is None else splits)
+    if not chosen:
+        raise DatasetError(
+            f"the cache has no sample to evaluate; its splits are {splits_of(priors)}: name one with --splits"
+        )
+    return chosen
+
+
+def run_head(
+    head: Head,
+    priors: PriorsLike,
+    indices: Sequence[int],
+    *,
+    batch_size: int = 8,
+    device: str = "cpu",
+    lam: float = LAMBDA,
+    on_batch: Callable[[int], None] = lambda _: None,
+) -> Outcome:
+    """All that `score` yields, together, and the seconds it took. on_batch is told each batch's number of samples."""
+    outcome, start = Outcome(), time.perf_counter()
+    for count, scored in score(head, priors, indices, batch_size=batch_size, device=device, lam=lam):
+        outcome.add(scored)
+        on_batch(count)
+    outcome.seconds = time.perf_counter() - start
+    return outcome
+
+
+def score(
+    head: Head, priors: PriorsLike, indices: Sequence[int], *, batch_size: int, device: str, lam: float
+) -> Iterator[tuple[int, Outcome]]:
+    """(number of samples, what the head did on them), a batch at a time, in order.
+
+    Masks of all objects at the images' own sizes against the truth; the selector's score of every word; of the LMM's
+    own captions the phrases that the selector chooses with threshold `lam`, and their masks. Objects of samples that
+    failed in extraction are misses.
+    """
+    head.to(device).eval()
+    found = [index for index in indices if _is_search(priors.samples[index])]
+    searched = set(found)
+    plain = [index for index in indices if index not in searched]
+    groups = [(part, first) for part in (plain, found) for first in range(0, len(part), batch_size)]
+    jobs = [partial(_read, priors, part[first : first + batch_size], head, device) for part, first in groups]
+    for (part, first), (items, batch) in zip(groups, prefetch(jobs), strict=True):
+        group = part[first : first + batch_size]
+        with torch.no_grad():  # not around the yield: it would be the caller's too
+            if part is found:
+                scored = _searched(head, priors, group, items, device, lam)
+            else:
+                scored = _scored(head, priors, group, batch, device)
+        missing = [index for index in group if index not in items]
+        scored.failures = {priors.samples[i].sample_id: priors.failures.get(i, "no priors") for i in missing}
+        yield len(group), scored
+
+
+def _is_search(sample: Sample) -> bool:
+    """Is it the LMM's own caption, to be searched for phrases?"""
+    return sample.task == "conversation" and sample.reply is not None
+
+
+def _read(
+    priors: PriorsLike, group: Sequence[int], head: Head, device: str
+) -> tuple[dict[int, SamplePriors], Batch | None]:
+    """The priors of the samples that have some; and their batch, but for captions to be searched."""
+    items = {index: item for index in group if (item := priors.read(index)) is not None}
+    if not items or _is_search(priors.samples[group[0]]):
+        return items, None
+    return items, batch_of(priors, list(items.items()), head, device)
+
+
+def _scored(head: Head, priors: PriorsLike, group: Sequence[int], batch: Batch | None, device: str) -> Outcome:
+    """The truth's own objects and words."""
+    scored, logits = Outcome(), dict[int, ImageLogits]()
+    words: dict[int, np.ndarray] | None = {}
+    if batch is not None:
+        inputs = batch.inputs.to(device)
+        output = head(inputs)
+        logits = dict(zip(batch.indices, to_image_masks(output, inputs), strict=True))
+        words = _word_scores(output, batch, priors)
+    for index in group:
+        sample = priors.samples[index]
+        if index not in logits:
+            scored.objects += [_missed(index, sample, number) for number in range(len(sample.objects))]
+        else:
+            scored.objects += _compared(index, sample, logits[index])
+        if sample.task in CAPTIONS and words is not None:
+            scored.words.append(_word_result(sample, words.get(index)))
+    scored.selects = words is not None
+    return scored
+
+
+def _word_scores(output: HeadOutput, batch: Batch, priors: PriorsLike) -> dict[int, np.ndarray] | None:
+    """float32 [words] of every caption of a batch, by sample; None: the head says nothing about words."""
+    if output.keyword is None:
+        return None
+    scores, used, found = output.keyword.sigmoid().cpu().numpy(), 0, {}
+    for index, item in zip(batch.indices, batch.items, strict=True):
+        sample = priors.samples[index]
+        if sample.task not in CAPTIONS:
+            continue
+        words = sample.slots if _is_search(sample) else len(words_in(sample.pieces)[0])
+        tokens = slice(used, used := used + len(item.answer_word))
+        found[index] = word_scores(scores[tokens], item.answer_word, words)
+    return found
+
+
+def _word_result(sample: Sample, scores: np.ndarray | None) -> WordResult:
+    words, truth = words_in(sample.pieces)
+    return WordResult(
+        sample_id=sample.sample_id,
+        dataset=sample.dataset,
+        split=sample.split,
+        image_id=sample.image_id,
+        words=words,
+        truth=truth,
+        scores=scores,
+    )
+
+
+def _missed(index: int, sample: Sample, number: int) -> ObjectResult:
+    item = sample.objects[number]
+    pixels = area(item.mask) if item.ignore is None else int((decode(item.mask) & ~decode(item.ignore)).sum())
+    return ObjectResult.missed(**describe(index, sample, number), area=pixels)
+
+
+def _compared(index: int, sample: Sample, logits: ImageLogits) -> list[ObjectResult]:
+    truth = np.stack([_truth(item) for item in sample.objects])
+    counted = np.stack([_counted(item) for item in sample.objects])
+    coarse = intersection_union((logits.coarse > 0).cpu().numpy() & counted, truth)
+    refined = logits.refined
+    fine = coarse if refined is None else intersection_union((refined > 0).cpu().numpy() & counted, truth)
+    return [
+        ObjectResult(
+            **describe(index, sample, k),
+            area=int(truth[k].sum()),
+            intersection=int(fine[0][k]),
+            union=int(fine[1][k]),
+            coarse_intersection=int(coarse[0][k]),
+            coarse_union=int(coarse[1][k]),
+        )
+        for k in range(len(sample.objects))
+    ]
+
+
+def _counted(item: Object) -> np.ndarray:
+    """bool [height, width], or [1, 1]: the pixels that count."""
+    return np.ones((1, 1), bool) if item.ignore is None else ~decode(item.ignore)
+
+
+def _truth(item: Object) -> np.ndarray:
+    """bool [height, width]: the pixels of the object that count."""
+    return decode(item.mask) & _counted(item)
+
+
+def _searched(
+    head: Head,
+    priors: PriorsLike,
+    group: Sequence[int],
+    items: dict[int, SamplePriors],
+    device: str,
+    lam: float,
+) -> Outcome:
+    """The phrases that the selector finds in the LMM's own captions, and how far their masks agree with the truth's."""
+    scored = Outcome()
+    chosen = choose_phrases(head, priors, items, device, lam)
+    if chosen is None:
+        scored.selects = False
+        return scored
+    masks = phrase_masks(head, priors, items, {index: found for index, (found, _) in chosen.items()}, device)
+    for index in group:
+        sample = priors.samples[index]
+        phrases, scores = chosen.get(index, ([], np.zeros(0)))
+        found = masks.get(index, np.zeros((0, sample.height, sample.width), bool))
+        scored.conversations.append(_conversation(sample, phrases, scores, found, failed=index not in items))
+    return scored
+
+
+def choose_phrases(
+    head: Head, priors: PriorsLike, items: dict[int, SamplePriors], device: str, lam: float
+) -> dict[int, tuple[list[list[int]], np.ndarray]] | None:
+    """By sample: the phrases of its reply (the words of each), and float [phrases] scores; None without a selector.
+
+    A phrase is a run of words with scores above `lam`; its score is their mean.
+    """
+    if not items:
+        return {}
+    # of the words all in one: the selector looks at the answer's states alone, masks are not wanted yet
+    whole = [(index, merged(item, [range(len(item.attention))], _merge(priors))) for index, item in items.items()]
+    batch = batch_of(priors, whole, head, device)
+    words = _word_scores(head(batch.inputs.to(device)), batch, priors)
+    if words is None:
+        return None
+    found = {}
+    for index, scores in words.items():
+        phrases = runs_of(choose(scores, lam))
+        found[index] = phrases, np.array([scores[phrase].mean() for phrase in phrases])
+    return found
+
+
+def runs_of(labels: np.ndarray) -> list[list[int]]:
+    """Runs of neighbours with one label >= 0, the positions of each. labels: int [n]."""
+    borders = np.flatnonzero(np.diff(labels, prepend=-1, append=-1))
+    return [
+        list(range(start, stop))
+        for start, stop in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)
+        if labels[start] >= 0
+    ]
+
+
+def phrase_masks(
+    head: Head, priors: PriorsLike, items: dict[int, SamplePriors], phrases: dict[int, list[list[int]]], device: str
+) -> dict[int, np.ndarray]:
+    """bool [phrases, height, width] by sample: the last masks of phrases of replies; samples without one are left out.
+
+    phrases: of each sample the words of every phrase.
+    """
+    chosen = [(i, merged(item, phrases[i], _merge(priors))) for i, item in items.items() if phrases.get(i)]
+    if not chosen:
+        return {}
+    inputs = batch_of(priors, chosen, head, device).inputs.to(device)
+    logits = to_image_masks(head(inputs), inputs)
+    last = [each.coarse if each.refined is None else each.refined for each in logits]
+    return {index: (each > 0).cpu().numpy() for (index, _), each in zip(chosen, last, strict=True)}
+
+
+def _merge(priors: PriorsLike) -> str:
+    """How the cache's maps were merged over words."""
+    return str(priors.identity["merge"])
+
+
+def _conversation(
+    sample: Sample, phrases: Sequence[Sequence[int]], scores: np.ndarray, masks: np.ndarray, *, failed: bool
+) -> GcgResult:
+    words = sample.reply.text.split() if sample.reply else []
+    ious = np.zeros((len(phrases), len(sample.objects)))
+    for column, item in enumerate(sample.objects):
+        truth = decode(item.mask)
+        for row, mask in enumerate(masks):
+            ious[row, column] = iou(*intersection_union(mask, truth))
+    return GcgResult(
+        sample_id=sample.sample_id,
+        dataset=sample.dataset,
+        split=sample.split,
+        image_id=sample.image_id,
+        reference=" ".join(words_in(sample.pieces)[0]),
+        caption=" ".join(words),
+        true_phrases=tuple(item.phrase for item in sample.objects),
+        phrases=tuple(" ".join(words[k] for k in phrase) for phrase in phrases),
+        scores=scores,
+        ious=ious,
+        failed=failed,
+    )
