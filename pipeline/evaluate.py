@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,10 @@ from pipeline.train_head import bytes_read, choose_device, prepare_out, shown_by
 
 @dataclass(kw_only=True, slots=True)
 class Evaluate:
-    """Evaluate a head: RES cIoU, mIoU, P@X; PNG average recall; keyword precision, recall, F1. Failed samples miss."""
+    """Evaluate a head on all that a cache holds: RES, PNG, ReasonSeg, GCG, keywords. Failed samples are misses.
+
+    The LMM is not needed: what it answered is in the cache. docs/protocols.md says how each number is made.
+    """
 
     cache: str = "runs/cache"
     """A complete cache: a folder, s3://bucket/prefix, or an .h5 file that `cache export` made."""
@@ -24,13 +30,15 @@ class Evaluate:
     head_class: str | None = None
     """Whose code a head is that is none of this program's: module:Class. It is run."""
     out: Path = Path("runs/evaluation")
-    """Folder for metrics.json, results.md, report.html and sheet.png."""
+    """Folder for metrics.json, results.md, report.html, sheet.png and objects.parquet (a row per object)."""
     splits: tuple[str, ...] | None = None
     """Only these splits; default: all but train."""
     lam: float = 0.3
     """λ, the keyword selector's threshold, in (0, 1)."""
     batch_size: int = 8
     """Samples per step."""
+    workers: int | None = None
+    """Ray workers; default: one per GPU, or one in this process, without Ray. The numbers are the same for any number."""
     data_root: Path | None = None
     """Where the images are now (pictures only); default: where extraction found them."""
     device: str = "auto"
@@ -39,21 +47,21 @@ class Evaluate:
 
 def run(args: Evaluate) -> None:
     """Evaluate, write the report, print the table."""
-    from tqdm import tqdm
-
     from cache.priors import Priors
     from manifests.errors import DatasetError
     from stages.evaluate.report import is_evaluation, markdown, write_report
-    from stages.evaluate.stage import draw_cases, held_out, run_head, summarise
+    from stages.evaluate.results import TABLE, write_objects
+    from stages.evaluate.scoring import Outcome, held_out
+    from stages.evaluate.stage import draw_cases, summarise
     from stages.train_head.heads import head_class
-    from stages.train_head.heads.checkpoint import load_head, require_same_priors, weights_digest
+    from stages.train_head.heads.checkpoint import load_head, require_same_priors
     from stages.train_head.heads.hub import fetch_head
 
     start = time.perf_counter()
     if not 0 < args.lam < 1:
         raise PipelineError(f"--lam {args.lam}: must lie between 0 and 1")
-    if args.batch_size < 1:
-        raise PipelineError(f"--batch-size {args.batch_size}: must be at least 1")
+    if min(args.batch_size, 1 if args.workers is None else args.workers) < 1:
+        raise PipelineError("--batch-size and --workers must be at least 1")
     priors = Priors.open(args.cache, images_dir=args.images, need_images=False)
     folder = fetch_head(args.head)
     head = load_head(folder, head_class(args.head_class) if args.head_class else None)
@@ -61,41 +69,88 @@ def run(args: Evaluate) -> None:
         priors = Priors.open(args.cache, images_dir=args.images)  # says where they were looked for
     require_same_priors(head, priors.identity, args.head)
     indices = held_out(priors, args.splits)
-    device = choose_device(args.device)
     prepare_out(args.out, "evaluation", is_evaluation)
-    with tqdm(total=len(indices), desc="evaluate", unit="sample") as bar:
-        outcome = run_head(head, priors, indices, batch_size=args.batch_size, device=device, on_batch=bar.update)
-    soft = priors.store.meta.soft
-    objects = len(outcome.referring) + len(outcome.narrative)
-    read = bytes_read(priors, head)
-    about = {
-        "lmm": soft.get("lmm", "unknown"),
-        "head": f"{head.name}, {sum(p.numel() for p in head.parameters()):,} parameters, {_trained(head.record)}",
-        "weights": weights_digest(folder),
-        "cache": args.cache,
-        "samples": len(indices),
-        "objects": objects,
-        "failed samples": len(outcome.failures),
-        "lam": args.lam,
-        "seconds": round(outcome.seconds, 2),
-        "seconds per 1000 objects": round(1000 * outcome.seconds / max(1, objects), 2),
-        **{name.replace("_", " "): value for name, value in read.items()},
-        "identity": priors.identity,
-    }
-    evaluation = summarise(outcome, priors, head, lam=args.lam, run=about)
-    root = args.data_root or Path(str(soft.get("data_root", ".")))
+    (args.out / "metrics.json").unlink(missing_ok=True)  # the files beside it are of another evaluation from here on
+    outcome = Outcome()
+    objects = write_objects(
+        args.out / TABLE, (each for part in _scored(args, folder, indices, outcome) for each in part.objects)
+    )
+    counts = {"samples": len(indices), "objects": len(objects), "failed samples": len(outcome.failures)}
+    about = _about(args, priors, head, folder) | counts
+    evaluation = summarise(objects, outcome, priors, head, lam=args.lam, run=about)
+    root = args.data_root or Path(str(priors.store.meta.soft.get("data_root", ".")))
     try:
-        cases = draw_cases(head.to("cpu"), priors, indices, outcome, root)
+        cases = draw_cases(head, priors, objects, root)
     except DatasetError as error:
         print(f"no pictures: {error} (--data-root says where the images are)")
         cases = []
     paths = write_report(args.out, evaluation, cases)
     print(markdown(evaluation))
     print(
-        f"evaluate: {objects} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted as "
-        f"misses); cache: {shown_bytes(read)}; {time.perf_counter() - start:.1f} s\n"
+        f"evaluate: {len(objects)} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted as "
+        f"misses); cache: {shown_bytes(bytes_read(priors, head))}; {time.perf_counter() - start:.1f} s\n"
         f"  metrics  {paths.metrics}\n  report   {paths.page}" + (f"\n  pictures {paths.sheet}" if paths.sheet else "")
     )
+    per_1000 = round(1000 * outcome.seconds / max(1, len(objects) + len(outcome.conversations)), 2)
+    # not in metrics.json: the same evaluation gives the same files, to the last digit
+    said = {"seconds": round(outcome.seconds, 2), "s_per_1000_objects": per_1000, "metrics": str(paths.metrics)}
+    print(json.dumps(counts | said))
+
+
+def _scored(args: Evaluate, folder: Path, indices: list[int], rest: Any) -> Iterator[Any]:
+    """What the workers found, unit by unit in order; `rest` (an Outcome) is given all of it but the objects."""
+    import torch
+    from tqdm import tqdm
+
+    from pipeline.runtime import run_units
+    from stages.evaluate.stage import in_order
+    from stages.evaluate.worker import EvaluationConfig, EvaluationWorker, units_of
+
+    device = choose_device(args.device)
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    workers, cores = args.workers or max(1, gpus), os.cpu_count() or 1
+    config = EvaluationConfig(
+        cache=args.cache,
+        images=args.images,
+        head=str(folder),
+        head_class=args.head_class,
+        batch_size=args.batch_size,
+        device=device,
+        lam=args.lam,
+        threads=max(1, cores // workers),
+    )
+    units = units_of(indices, args.batch_size)
+    reports = run_units(
+        lambda: EvaluationWorker(config),
+        units,
+        workers=workers,
+        local=workers == 1,
+        gpus=1 if gpus else 0,
+        threads=config.threads,
+    )
+    start = time.perf_counter()
+    with tqdm(total=len(indices), desc="evaluate", unit="sample") as bar:
+        for unit, outcome in zip(units, in_order(reports), strict=True):
+            rest.add(outcome, objects=False)
+            yield outcome
+            bar.update(len(unit.indices))
+    rest.seconds = time.perf_counter() - start
+
+
+def _about(args: Evaluate, priors: Any, head: Any, folder: Path) -> dict[str, Any]:
+    """What was run, for the report; the identity of cache and head lets nobody mistake it for another run."""
+    from stages.train_head.heads.checkpoint import weights_digest
+
+    return {
+        "lmm": priors.store.meta.soft.get("lmm", "unknown"),
+        "head": f"{head.name}, {sum(p.numel() for p in head.parameters()):,} parameters, {_trained(head.record)}",
+        "weights": weights_digest(folder),
+        "cache": args.cache,
+        "lam": args.lam,
+        "data": dict(priors.samples.meta),
+        **{name.replace("_", " "): value for name, value in bytes_read(priors, head).items()},
+        "identity": priors.identity,
+    }
 
 
 def _trained(record: dict[str, Any]) -> str:

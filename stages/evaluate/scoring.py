@@ -44,8 +44,9 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def add(self, other: Outcome) -> None:
-        for name in ("objects", "words", "conversations"):
+    def add(self, other: Outcome, *, objects: bool = True) -> None:
+        """Join what another one has. objects=False: but not its objects, which are kept elsewhere."""
+        for name in (*(("objects",) if objects else ()), "words", "conversations"):
             getattr(self, name).extend(getattr(other, name))
         self.failures |= other.failures
         self.selects &= other.selects

@@ -21,7 +21,7 @@ from cache.plan import (
     rows_bytes,
     rows_table,
 )
-from cache.priors import Priors
+from cache.priors import Priors, SamplePriors, merged
 from cache.store import Store
 from manifests.errors import CacheError, IdentityMismatch
 from manifests.manifest import write_manifest
@@ -253,3 +253,50 @@ def test_the_memory_keeps_to_its_budget() -> None:
     for key, size in (("a", 60), ("b", 50), ("c", 40), ("a", 60)):
         memory.put(key, key, size)
     assert [memory.get(key) for key in "abc"] == ["a", None, "c"] and memory.used == 100
+
+
+def _random_item(rng: np.random.Generator, slots: int, tokens: list[int]) -> SamplePriors:
+    """Priors of `slots` words with so many tokens each, as extraction scales them."""
+    maps = rng.random((slots, 3, 4, 4)) ** 4 * 10.0 ** rng.integers(-4, 0, (slots, 3, 1, 1))
+    mass = maps.sum((-2, -1))
+    owner = np.repeat(np.arange(slots), tokens)
+    return SamplePriors(
+        attention=(maps * 16 / mass[..., None, None]).astype(np.float16),
+        attention_mass=mass.astype(np.float32),
+        scaled_hidden=rng.standard_normal((len(owner), 2, 5)).astype(np.float16),
+        hidden_scale=rng.random((len(owner), 2)).astype(np.float32),
+        hidden_object=owner,
+        answer_hidden=rng.standard_normal((len(owner), 5)).astype(np.float32),
+        answer_ids=np.arange(len(owner), dtype=np.int32),
+        answer_object=owner.astype(np.int32),
+        answer_word=owner.astype(np.int32),
+        box=(0, 0, 4, 4, 4),
+    )
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_words_become_phrases_as_if_they_had_been_extracted_so(how: str) -> None:
+    """Against the definition, token by token: every token of a word has the word's map here."""
+    rng, tokens = np.random.default_rng(0), [1, 3, 2, 1, 2]
+    item = _random_item(rng, 5, tokens)
+    found = merged(item, [[3], [0, 1, 2]], how)
+    raw = [item.attention[k].astype(np.float64) * item.attention_mass[k][:, None, None] / 16 for k in range(5)]
+    every_token = np.stack([raw[0], raw[1], raw[1], raw[1], raw[2], raw[2]])
+    phrase = every_token.max(0) if how == "max" else every_token.mean(0)
+    np.testing.assert_allclose(found.attention_mass[1], phrase.sum((-2, -1)), rtol=1e-6)
+    expected = phrase * 16 / phrase.sum((-2, -1), keepdims=True)
+    np.testing.assert_allclose(found.attention[1], expected, rtol=6e-4, atol=1e-6)
+    np.testing.assert_array_equal(found.attention[0], item.attention[3])
+    assert found.hidden_object.tolist() == [0, 1, 1, 1, 1, 1, 1]
+    np.testing.assert_array_equal(found.scaled_hidden[1:], item.scaled_hidden[:6])
+    np.testing.assert_array_equal(found.hidden_scale[0], item.hidden_scale[6])
+    assert found.answer_object.tolist() == [1, 1, 1, 1, 1, 1, 0, -1, -1]
+    np.testing.assert_array_equal(found.answer_hidden, item.answer_hidden)
+
+
+def test_no_phrase_and_a_map_of_zeros() -> None:
+    item = _random_item(np.random.default_rng(1), 2, [1, 1])
+    none = merged(item, [], "mean")
+    assert none.attention.shape == (0, 3, 4, 4) and none.scaled_hidden.shape == (0, 2, 5)
+    item.attention_mass[:] = 0
+    assert not merged(item, [[0, 1]], "mean").attention.any()
