@@ -38,7 +38,7 @@ class Evaluate:
     batch_size: int = 8
     """Samples per step."""
     workers: int | None = None
-    """Ray workers; default: one per GPU, or one in this process, without Ray. The numbers are the same for any number."""
+    """Ray workers; default: one per GPU. One runs in this process, without Ray. The results do not depend on it."""
     data_root: Path | None = None
     """Where the images are now (pictures only); default: where extraction found them."""
     device: str = "auto"
@@ -87,8 +87,8 @@ def run(args: Evaluate) -> None:
     paths = write_report(args.out, evaluation, cases)
     print(markdown(evaluation))
     print(
-        f"evaluate: {len(objects)} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted as "
-        f"misses); cache: {shown_bytes(bytes_read(priors, head))}; {time.perf_counter() - start:.1f} s\n"
+        f"evaluate: {len(objects)} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted "
+        f"as misses); cache: {shown_bytes(bytes_read(priors, head))}; {time.perf_counter() - start:.1f} s\n"
         f"  metrics  {paths.metrics}\n  report   {paths.page}" + (f"\n  pictures {paths.sheet}" if paths.sheet else "")
     )
     per_1000 = round(1000 * outcome.seconds / max(1, len(objects) + len(outcome.conversations)), 2)

@@ -80,7 +80,7 @@ def _case(head: Head, priors: PriorsLike, kind: str, result: ObjectResult, data_
 
 
 def in_order(reports: Iterator[dict[str, Any]]) -> Iterator[Outcome]:
-    """What the workers report, in the order of the units: so that all that follows is the same for any number of them."""
+    """What the workers report, in the order of the units: so that what follows is the same for any number."""
     waiting: dict[int, Outcome] = {}
     following = 0
     for report in reports:
