@@ -11,7 +11,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -232,6 +232,27 @@ def _words(column: pa.ChunkedArray) -> np.ndarray:
     """int64 [n]: words of every phrase; a piece of the column at a time, for the texts are the largest of a row."""
     counts = [len(text.split()) for chunk in column.chunks for text in chunk.to_pylist()]
     return np.array(counts, np.int64)
+
+
+class OfSplit(Protocol):
+    """A result that belongs to a dataset and a split."""
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def split(self) -> str: ...
+
+
+R = TypeVar("R", bound=OfSplit)
+
+
+def by_split(results: Sequence[R]) -> dict[tuple[str, str], list[R]]:
+    """Results grouped by (dataset, split), groups in the order of their first result."""
+    groups: dict[tuple[str, str], list[R]] = {}
+    for result in results:
+        groups.setdefault((result.dataset, result.split), []).append(result)
+    return groups
 
 
 SIZES: Final = {"small": (0.0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}

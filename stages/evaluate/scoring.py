@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from cache.priors import SamplePriors, merged
 from manifests.errors import DatasetError
 from manifests.masks import area, decode
 from manifests.schema import CAPTIONS, Object, Sample
-from stages.evaluate.gcg import GcgResult
+from stages.evaluate.gcg import GcgResult, pair_ious
 from stages.evaluate.keywords import WordResult, choose, word_scores
 from stages.evaluate.keywords import words_of as words_in
-from stages.evaluate.metrics import intersection_union, iou
+from stages.evaluate.metrics import intersection_union
 from stages.evaluate.results import ObjectResult, describe
 from stages.train_head.data import Batch, PriorsLike, batch_of, prefetch, splits_of
 from stages.train_head.heads.base import Head, HeadOutput, ImageLogits, to_image_masks
@@ -291,22 +291,22 @@ def _merge(priors: PriorsLike) -> str:
 def _conversation(
     sample: Sample, phrases: Sequence[Sequence[int]], scores: np.ndarray, masks: np.ndarray, *, failed: bool
 ) -> GcgResult:
-    words = sample.reply.text.split() if sample.reply else []
-    ious = np.zeros((len(phrases), len(sample.objects)))
-    for column, item in enumerate(sample.objects):
-        truth = decode(item.mask)
-        for row, mask in enumerate(masks):
-            ious[row, column] = iou(*intersection_union(mask, truth))
+    """masks: bool [phrases, height, width]."""
+    known: dict[str, Any] = {
+        "sample_id": sample.sample_id,
+        "dataset": sample.dataset,
+        "split": sample.split,
+        "image_id": sample.image_id,
+        "reference": " ".join(words_in(sample.pieces)[0]),
+        "true_phrases": tuple(item.phrase for item in sample.objects),
+    }
+    if failed or sample.reply is None:
+        return GcgResult.missed(**known)
+    words = sample.reply.text.split()
     return GcgResult(
-        sample_id=sample.sample_id,
-        dataset=sample.dataset,
-        split=sample.split,
-        image_id=sample.image_id,
-        reference=" ".join(words_in(sample.pieces)[0]),
+        **known,
         caption=" ".join(words),
-        true_phrases=tuple(item.phrase for item in sample.objects),
         phrases=tuple(" ".join(words[k] for k in phrase) for phrase in phrases),
         scores=scores,
-        ious=ious,
-        failed=failed,
+        ious=pair_ious(masks, np.stack([decode(item.mask) for item in sample.objects])),
     )
