@@ -87,7 +87,7 @@ def recall(found: dict[str, Any]) -> dict[str, Any]:
         "images": row["images"],
         "failed_samples": len(found["failures"]),
         "objects": row["items"],
-        "png_all": row["value"],
+        "png_all": row["value"]["value"],
         "sheet": found["sheet"],
     }
 

@@ -35,6 +35,11 @@ class Evaluate:
     """Only these splits; default: all but train."""
     lam: float = 0.3
     """λ, the keyword selector's threshold, in (0, 1)."""
+    similarity: str = "token_f1"
+    """What compares GCG's phrases: token_f1 (needs no model, no published number), or a text encoder: folder or HF id
+    (the public script's is google-bert/bert-base-uncased)."""
+    spacy_model: str | None = None
+    """A spaCy pipeline (en_core_web_sm, …) whose noun chunks are a rival of the keyword selector; default: none."""
     batch_size: int = 8
     """Samples per step."""
     workers: int | None = None
@@ -49,10 +54,12 @@ def run(args: Evaluate) -> None:
     """Evaluate, write the report, print the table."""
     from cache.priors import Priors
     from manifests.errors import DatasetError
-    from stages.evaluate.report import is_evaluation, markdown, write_report
+    from stages.evaluate.cases import draw_cases, draw_conversations
+    from stages.evaluate.evaluation import is_evaluation
+    from stages.evaluate.report import markdown, write_report
     from stages.evaluate.results import TABLE, write_objects
     from stages.evaluate.scoring import Outcome, held_out
-    from stages.evaluate.stage import draw_cases, summarise
+    from stages.evaluate.stage import summarise
     from stages.train_head.heads import head_class
     from stages.train_head.heads.checkpoint import load_head, require_same_priors
     from stages.train_head.heads.hub import fetch_head
@@ -69,6 +76,7 @@ def run(args: Evaluate) -> None:
         priors = Priors.open(args.cache, images_dir=args.images)  # says where they were looked for
     require_same_priors(head, priors.identity, args.head)
     indices = held_out(priors, args.splits)
+    texts = _text_models(args)
     prepare_out(args.out, "evaluation", is_evaluation)
     (args.out / "metrics.json").unlink(missing_ok=True)  # the files beside it are of another evaluation from here on
     outcome = Outcome()
@@ -77,14 +85,15 @@ def run(args: Evaluate) -> None:
     )
     counts = {"samples": len(indices), "objects": len(objects), "failed samples": len(outcome.failures)}
     about = _about(args, priors, head, folder) | counts
-    evaluation = summarise(objects, outcome, priors, head, lam=args.lam, run=about)
+    evaluation = summarise(objects, outcome, priors, head, texts, lam=args.lam, run=about)
     root = args.data_root or Path(str(priors.store.meta.soft.get("data_root", ".")))
     try:
         cases = draw_cases(head, priors, objects, root)
+        talks = draw_conversations(head, priors, outcome, root, lam=args.lam)
     except DatasetError as error:
         print(f"no pictures: {error} (--data-root says where the images are)")
-        cases = []
-    paths = write_report(args.out, evaluation, cases)
+        cases, talks = [], []
+    paths = write_report(args.out, evaluation, cases, talks)
     print(markdown(evaluation))
     print(
         f"evaluate: {len(objects)} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted "
@@ -95,6 +104,13 @@ def run(args: Evaluate) -> None:
     # not in metrics.json: the same evaluation gives the same files, to the last digit
     said = {"seconds": round(outcome.seconds, 2), "s_per_1000_objects": per_1000, "metrics": str(paths.metrics)}
     print(json.dumps(counts | said))
+
+
+def _text_models(args: Evaluate) -> Any:
+    from stages.evaluate.similarity import open_similarity
+    from stages.evaluate.stage import TextModels
+
+    return TextModels(similarity=open_similarity(args.similarity), noun_chunks=None)
 
 
 def _scored(args: Evaluate, folder: Path, indices: list[int], rest: Any) -> Iterator[Any]:

@@ -1,28 +1,28 @@
-"""Stage 3: what a head did on held-out samples -> every protocol's numbers, and pictures of single cases."""
+"""Stage 3: what a head did on held-out samples -> every protocol's numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-
-from manifests.masks import decode
 from manifests.schema import CAPTIONS
 from stages.evaluate.baselines import Lexicon, NounPhrases
+from stages.evaluate.captions import identity as caption_identity
+from stages.evaluate.captions import score_captions
+from stages.evaluate.evaluation import Evaluation
+from stages.evaluate.gcg import summarise_gcg
 from stages.evaluate.keywords import summarise_chooser, summarise_keywords, sweep_keywords, words_of
 from stages.evaluate.measures import Measure
-from stages.evaluate.pictures import Case, choose_cases
-from stages.evaluate.png import summarise_png
+from stages.evaluate.png import recall_curves, summarise_png
 from stages.evaluate.reasonseg import summarise_reasonseg
 from stages.evaluate.res import protocol_of, summarise_res
-from stages.evaluate.results import ObjectResult, Which
+from stages.evaluate.results import ObjectResult, Which, by_split
 from stages.evaluate.scoring import Outcome
-from stages.extract.images import open_image
-from stages.train_head.data import PriorsLike, as_box, read_batch
-from stages.train_head.heads.base import Head, crop_resize, to_image_masks
+from stages.evaluate.similarity import Similarity
+from stages.train_head.data import PriorsLike
+from stages.train_head.heads.base import Head
 
 
 def masks_measured(objects: Sequence[ObjectResult], head: Head, meta: dict[str, Any]) -> list[Measure]:
@@ -41,41 +41,71 @@ def masks_measured(objects: Sequence[ObjectResult], head: Head, meta: dict[str, 
     ]
 
 
-def words_measured(outcome: Outcome, priors: PriorsLike, lam: float) -> list[Measure]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextModels:
+    """What reads texts, by name: another model is another number, so their identities stay with the results."""
+
+    similarity: Similarity
+    """Of GCG's phrases."""
+    noun_chunks: NounChunks | None
+    """spaCy's, the rival of the keyword selector; None: not asked for."""
+
+
+def words_measured(outcome: Outcome, priors: PriorsLike, lam: float, texts: TextModels) -> list[Measure]:
     """Keywords: the selector at `lam` and over its range, and what chooses words without looking at the LMM."""
+    if not outcome.selects:  # its words are not wrong: it says nothing about them
+        return []
     train = priors.samples.where(split=["train"], task=CAPTIONS)
     lexicon = Lexicon.fit(words_of(priors.samples[i].pieces) for i in train)
-    raise NotImplementedError(lexicon, summarise_chooser, summarise_keywords, sweep_keywords, NounPhrases)
+    measures: list[Measure] = []
+    for (dataset, _), words in by_split(outcome.words).items():
+        measures += summarise_keywords(words, lam)
+        if train:
+            measures += summarise_chooser(words, "lexicon", lexicon)
+        if dataset.startswith(("scenes", "shifted")):
+            measures += summarise_chooser(words, "every noun phrase", NounPhrases.for_scenes())
+        if texts.noun_chunks is not None:
+            measures += summarise_chooser(words, texts.noun_chunks.name, texts.noun_chunks)
+        measures += sweep_keywords(words)
+    return measures
 
 
-@torch.no_grad()
-def draw_cases(
-    head: Head, priors: PriorsLike, objects: Sequence[ObjectResult], data_root: Path, *, each: int = 2
-) -> list[Case]:
-    """Best, median, worst and random objects, computed once more for their masks. Images are opened here only."""
-    return [_case(head, priors, kind, objects[row], data_root) for kind, row in choose_cases(objects, each)]
+def conversations_measured(outcome: Outcome, head: Head, texts: TextModels) -> list[Measure]:
+    """GCG as the public script computes it, and with its faults mended."""
+    if not outcome.selects:
+        return []
+    method = "refined" if head.refined_size is not None else "coarse"
+    scored = partial(summarise_gcg, similarity=texts.similarity, captions=score_captions, method=method)
+    return [m for strict in (False, True) for m in scored(outcome.conversations, strict=strict)]
 
 
-def _case(head: Head, priors: PriorsLike, kind: str, result: ObjectResult, data_root: Path) -> Case:
-    item, sample = result.number, priors.samples[result.sample]
-    batch = read_batch(priors, [result.sample], head)
-    assert batch is not None, "failed samples are not drawn"
-    logits = to_image_masks(head(batch.inputs), batch.inputs)[0]
-    coarse = (logits.coarse[item] > 0).cpu().numpy()
-    refined = coarse if logits.refined is None else (logits.refined[item] > 0).cpu().numpy()
-    size = (sample.height, sample.width)
-    attention = crop_resize(batch.inputs.attention[item].mean(0, keepdim=True), as_box(batch.items[0].box), size)
-    asked = f"{sample.prompt} – {sample.reply.text}" if sample.reply else result.phrase
-    return Case(
-        image=np.asarray(open_image(data_root / sample.image_path, (sample.width, sample.height))),
-        truth=decode(sample.objects[item].mask),
-        refined=refined,
-        coarse=None if logits.refined is None else coarse,
-        attention=attention[0].numpy(),
-        caption=asked,
-        iou=result.intersection / max(1, result.union),
-        coarse_iou=None if logits.refined is None else result.coarse_intersection / max(1, result.coarse_union),
-        kind=kind,
+def summarise(
+    objects: Sequence[ObjectResult],
+    outcome: Outcome,
+    priors: PriorsLike,
+    head: Head,
+    texts: TextModels,
+    *,
+    lam: float,
+    run: dict[str, Any],
+) -> Evaluation:
+    """All numbers. objects: those of `outcome`, wherever they are kept.  lam: the keyword selector's threshold."""
+    last: Which = "refined" if head.refined_size is not None else "coarse"
+    chunks = texts.noun_chunks
+    return Evaluation(
+        run=run,
+        measures=[
+            *masks_measured(objects, head, priors.samples.meta),
+            *conversations_measured(outcome, head, texts),
+            *words_measured(outcome, priors, lam, texts),
+        ],
+        text_models={
+            "similarity": texts.similarity.identity,
+            "captions": caption_identity(),
+            **({"noun chunks": chunks.identity} if chunks else {}),
+        },
+        failures=outcome.failures,
+        curves=recall_curves(objects, last),
     )
 
 
