@@ -14,12 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from manifests import png, refcoco
+from manifests import gcg, gcg_train, panoptic, png, reasonseg, refcoco
 from manifests.errors import DatasetError
 from manifests.own import read_own
 from manifests.png import read_png
 from manifests.refcoco import Context, Sentences, read_refcoco
-from manifests.schema import Sample
+from manifests.schema import DEFAULT_PROMPT, Sample
 
 LAYOUT: Final = """\
 refcoco/{refcoco,refcoco+,refcocog}/{instances.json, refs(unc).p, refs(umd).p, refs(google).p}
@@ -27,7 +27,12 @@ train2014/COCO_train2014_*.jpg                    COCO 2014, for RefCOCO/+/g
 png/png_coco_{train,val}2017.json                 panoptic narrative grounding
 annotations/panoptic_{train,val}2017.json and annotations/panoptic_{train,val}2017/*.png
 train2017/*.jpg, val2017/*.jpg                    COCO 2017, for PNG
-shifted/…                                         the same once more (generated scenes only)
+annotations/panoptic_*, train2017, val2017        also COCO panoptic: each segment under its category's name
+reason_seg/ReasonSeg/{train,val,test}/*.{jpg,json}   ReasonSeg
+GranDf/annotations/val_test/{val,test}_gcg_coco_{caption,mask}_gt.json, GranDf_HA_images/val_test/*.jpg
+GranDf/annotations/train/{GranDf_HA_GCG,OpenPsgGCG,flickr_mergedGT_GCG,RefCOCOg_GCG}_train.json
+GranDf_HA_images/train/*.jpg, train2017/*.jpg, flikcr_30k/train/*.jpg, train2014/*.jpg       in the same order
+shifted/…                                         RefCOCO and PNG once more (generated scenes only)
 samples.jsonl                                     your own photos and masks: see manifests/own.py
 """
 
@@ -86,6 +91,37 @@ def _png(splits: tuple[str, ...], name: str = "png", folder: str = "") -> Reader
     return sources
 
 
+def _panoptic(root: Path, sentences: Sentences, context: Context) -> list[Source]:
+    return [
+        Source(dataset="coco-panoptic", split=s, read=partial(panoptic.read_panoptic, root, s), cure=panoptic.SOURCE)
+        for s in panoptic.SPLITS
+    ]
+
+
+def _reasonseg(splits: tuple[str, ...], name: str = "reasonseg") -> Reader:
+    def sources(root: Path, sentences: Sentences, context: Context) -> list[Source]:
+        read = partial(reasonseg.read_reasonseg, root, sentences=sentences, dataset_name=name)
+        return [Source(dataset=name, split=s, read=partial(read, s), cure=reasonseg.SOURCE) for s in splits]
+
+    return sources
+
+
+def _gcg(splits: tuple[str, ...], name: str = "gcg", prompt: str = gcg.QUESTION) -> Reader:
+    def sources(root: Path, sentences: Sentences, context: Context) -> list[Source]:
+        read = partial(gcg.read_gcg, root, prompt=prompt, dataset_name=name)
+        return [Source(dataset=name, split=s, read=partial(read, s), cure=gcg.SOURCE) for s in splits]
+
+    return sources
+
+
+def _gcg_train(part: str, name: str) -> Reader:
+    def sources(root: Path, sentences: Sentences, context: Context) -> list[Source]:
+        read = partial(gcg_train.read_gcg_train, root, part, dataset_name=name)
+        return [Source(dataset=name, split=gcg_train.SPLIT, read=read, cure=gcg.SOURCE)]
+
+    return sources
+
+
 def _own(root: Path, sentences: Sentences, context: Context) -> list[Source]:
     by_split: dict[str, list[Sample]] = {}
     for sample in read_own(root):
@@ -99,6 +135,8 @@ _SCENES: Final[dict[str, Reader]] = {
     "scenes-png": _png(("train", "val"), "scenes-png"),
     "shifted-refcoco": _refcoco("refcoco", "unc", ("testA",), "shifted-refcoco", "shifted/"),
     "shifted-png": _png(("val",), "shifted-png", "shifted/"),
+    "scenes-reasonseg": _reasonseg(("val", "test"), "scenes-reasonseg"),
+    "scenes-gcg": _gcg(("val",), "scenes-gcg", DEFAULT_PROMPT),  # a prompt that the tiny LMM has learned
 }
 DATASETS: Final[dict[str, tuple[Reader, ...]]] = {
     "scenes": tuple(_SCENES.values()),
@@ -109,6 +147,12 @@ DATASETS: Final[dict[str, tuple[Reader, ...]]] = {
     "refcoco-google": (_refcoco("refcoco", "google", ("train", "val", "test")),),
     "refcocog-google": (_refcoco("refcocog", "google", ("train", "val")),),
     "png": (_png(("train", "val")),),
+    "coco-panoptic": (_panoptic,),
+    "reasonseg": (_reasonseg(reasonseg.SPLITS),),
+    "gcg": (_gcg_train("human", "gcg"), _gcg(gcg.SPLITS)),
+    "gcg-psg": (_gcg_train("psg", "gcg-psg"),),
+    "gcg-flickr": (_gcg_train("flickr", "gcg-flickr"),),
+    "gcg-refcocog": (_gcg_train("refcocog", "gcg-refcocog"),),
     "own": (_own,),
 }
 
@@ -125,7 +169,8 @@ def build(
     """The samples of the chosen splits of a dataset, in a fixed order.
 
     dataset: a name of `DATASETS`.  splits: None takes all.  sentences, context: how RefCOCO's sentences become texts,
-    see `read_refcoco`; the others have one text per image.  limit: the first N samples of every (dataset, split).
+    see `read_refcoco`; sentences also which of ReasonSeg's questions are asked.
+    limit: the first N samples of every (dataset, split).
 
     Raises DatasetError for an unknown name or split, for data that is missing or broken, and where not one of a split's
     images is there (single missing images are left to the extraction, which lists them).

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from manifests.errors import DatasetError
+from manifests.pictures import size_fault
+
+MAX_TEXT: Final = 10_000
+"""Characters of a caption or question; the longest of the official files have about a thousand."""
 
 
 def read_json(path: Path, kind: type[list] | type[dict], source: str) -> Any:
@@ -36,5 +40,20 @@ def check_record(row: Any, fields: Mapping[str, type | tuple[type, ...]], where:
     bad = [name for name, kind in fields.items() if not isinstance(row, dict) or not isinstance(row.get(name), kind)]
     if bad:
         raise DatasetError(
-            f"{where}: a record has no proper {', '.join(bad)}: {str(row)[:80]}; it is not the official file"
+            f"{where}: a record has no proper {', '.join(bad)}: {repr(row)[:80]}; it is not the official file"
         )
+
+
+def check_size(height: int, width: int, where: str) -> None:
+    """Raises DatasetError, naming `where`, for an image size that no mask fits or that is absurdly large."""
+    if fault := size_fault(height, width):
+        raise DatasetError(f"{where} {fault}: it is not the official file")
+
+
+def text_fault(text: str) -> str | None:
+    """What is wrong with a text that the LMM is to read, after "it"; None if it can be used."""
+    if len(text) > MAX_TEXT:
+        return f"has {len(text)} characters, {MAX_TEXT} are allowed"
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "is not Unicode"
+    return None

@@ -13,6 +13,8 @@ from typing import Any, TypedDict
 import numpy as np
 from pycocotools import mask as coco
 
+from manifests.pictures import size_fault
+
 
 class Rle(TypedDict):
     """size: [height, width] in pixels; counts: COCO compressed run lengths, ASCII."""
@@ -58,10 +60,12 @@ def run_lengths(rle: Rle) -> np.ndarray:
     the last group is the sign. From the fourth on, the difference to the length before the last is written.
     """
     height, width = rle["size"]
+    if fault := size_fault(height, width):
+        raise ValueError(f"not a compressed RLE: it {fault}")
     text = rle["counts"].encode("ascii") if rle["counts"].isascii() else b""
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    if height < 1 or width < 1 or not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError(f"not a compressed RLE of {height}x{width} pixels: broken size or counts")
+    if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise ValueError(f"not a compressed RLE of {height}x{width} pixels: broken counts")
     last = (codes & 32) == 0
     starts = np.concatenate(([0], np.flatnonzero(last)[:-1] + 1))
     place = np.arange(codes.size) - np.repeat(starts, np.diff(np.append(starts, codes.size)))
@@ -98,6 +102,8 @@ def _from_rle(segmentation: dict[str, Any]) -> Rle:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
         raise ValueError(f"an RLE's size is [height, width], not {size!r}")
+    if fault := size_fault(*size):
+        raise ValueError(f"an RLE's size {fault}")
     if isinstance(counts, list):
         sound = all(isinstance(n, int) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
         if not sound:

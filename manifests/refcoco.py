@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from manifests.errors import DatasetError
-from manifests.files import check_record, read_json, records
+from manifests.files import check_record, check_size, read_json, records
 from manifests.masks import Rle, empty, from_segmentation
 from manifests.pickles import load_plain
 from manifests.schema import Object, Piece, Sample
@@ -78,14 +78,32 @@ def read_refcoco(
     """
     if sentences not in get_args(Sentences) or context not in get_args(Context):
         raise DatasetError(f"sentences is first or all, context joined or alone; got {sentences!r} and {context!r}")
-    if split_by not in SPLIT_BYS.get(dataset, ()):
-        known = "; ".join(f"{name}: {', '.join(bys)}" for name, bys in SPLIT_BYS.items())
-        raise DatasetError(f"there is no {dataset!r} split by {split_by!r}; there are {known}")
-    folder = Path(root) / annotation_dir / dataset
-    refs = _read_refs(folder / f"refs({split_by}).p", folder / "instances.json", split)
+    refs = _refs(Path(root), dataset, split_by, split, annotation_dir)
     naming = _Naming(dataset=dataset_name or dataset, split_by=split_by, split=split, image_dir=image_dir)
     groups = _by_image(refs) if context == "joined" else [[ref] for ref in refs]
     return _samples(groups, naming, context, sentences)
+
+
+def image_paths(
+    root: str | Path,
+    dataset: str,
+    split_by: str,
+    split: str,
+    *,
+    image_dir: str = "train2014",
+    annotation_dir: str | Path = "refcoco",
+) -> Iterator[str]:
+    """`image_path` of every image with a ref, without making a mask; errors as of `read_refcoco`."""
+    groups = _by_image(_refs(Path(root), dataset, split_by, split, annotation_dir))
+    return (f"{image_dir}/{group[0].image['file_name']}" for group in groups)
+
+
+def _refs(root: Path, dataset: str, split_by: str, split: str, annotation_dir: str | Path) -> list[_Ref]:
+    if split_by not in SPLIT_BYS.get(dataset, ()):
+        known = "; ".join(f"{name}: {', '.join(bys)}" for name, bys in SPLIT_BYS.items())
+        raise DatasetError(f"there is no {dataset!r} split by {split_by!r}; there are {known}")
+    folder = root / annotation_dir / dataset
+    return _read_refs(folder / f"refs({split_by}).p", folder / "instances.json", split)
 
 
 def _samples(groups: list[list[_Ref]], naming: _Naming, context: Context, sentences: Sentences) -> Iterator[Sample]:
@@ -189,8 +207,7 @@ def _ref(row: dict[str, Any], tables: dict[str, dict[int, dict[str, Any]]], refs
             + ("does not have it" if image is None else f"has its annotation on image {annotation['image_id']}")
             + f": {SOURCE}"
         )
-    if min(image["height"], image["width"]) < 1:  # no mask fits, not even one without pixels
-        raise DatasetError(f"{instances}: image {image['id']} is {image['height']}x{image['width']} pixels: {SOURCE}")
+    check_size(image["height"], image["width"], f"{instances}: image {image['id']}")
     return _Ref(
         ref_id=row["ref_id"],
         sentences=tuple(sentence["sent"].strip().lower() for sentence in row["sentences"]),
