@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cache.priors import SamplePriors, merged
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, ModelError
 from manifests.masks import area, decode
 from manifests.schema import CAPTIONS, Object, Sample
 from stages.evaluate.gcg import GcgResult, pair_ious
@@ -24,7 +24,7 @@ from stages.evaluate.keywords import words_of as words_in
 from stages.evaluate.metrics import intersection_union
 from stages.evaluate.results import ObjectResult, describe
 from stages.train_head.data import Batch, PriorsLike, batch_of, prefetch, splits_of
-from stages.train_head.heads.base import Head, HeadOutput, ImageLogits, to_image_masks
+from stages.train_head.heads.base import Head, HeadBatch, HeadOutput, ImageLogits, to_image_masks
 
 LAMBDA: Final = 0.3
 """λ of the paper: words that the selector gives more are keywords."""
@@ -134,7 +134,7 @@ def _scored(head: Head, priors: PriorsLike, group: Sequence[int], batch: Batch |
     words: dict[int, np.ndarray] | None = {}
     if batch is not None:
         inputs = batch.inputs.to(device)
-        output = head(inputs)
+        output = run(head, inputs)
         logits = dict(zip(batch.indices, to_image_masks(output, inputs), strict=True))
         words = _word_scores(output, batch, priors)
     for index in group:
@@ -147,6 +147,16 @@ def _scored(head: Head, priors: PriorsLike, group: Sequence[int], batch: Batch |
             scored.words.append(_word_result(sample, words.get(index)))
     scored.selects = words is not None
     return scored
+
+
+def run(head: Head, inputs: HeadBatch) -> HeadOutput:
+    """The head's logits. Raises ModelError where they are no numbers: they would be masks without pixels in silence."""
+    output = head(inputs)
+    for name in ("coarse", "refined", "keyword"):
+        logits = getattr(output, name)
+        if logits is not None and not bool(torch.isfinite(logits).all()):
+            raise ModelError(f"the head's {name} logits are not finite: its weights are broken, train it again")
+    return output
 
 
 def _word_scores(output: HeadOutput, batch: Batch, priors: PriorsLike) -> dict[int, np.ndarray] | None:
@@ -247,7 +257,7 @@ def choose_phrases(
     # of the words all in one: the selector looks at the answer's states alone, masks are not wanted yet
     whole = [(index, merged(item, [range(len(item.attention))], _merge(priors))) for index, item in items.items()]
     batch = batch_of(priors, whole, head, device)
-    words = _word_scores(head(batch.inputs.to(device)), batch, priors)
+    words = _word_scores(run(head, batch.inputs.to(device)), batch, priors)
     if words is None:
         return None
     found = {}
@@ -278,7 +288,7 @@ def phrase_masks(
     if not chosen:
         return {}
     inputs = batch_of(priors, chosen, head, device).inputs.to(device)
-    logits = to_image_masks(head(inputs), inputs)
+    logits = to_image_masks(run(head, inputs), inputs)
     last = [each.coarse if each.refined is None else each.refined for each in logits]
     return {index: (each > 0).cpu().numpy() for (index, _), each in zip(chosen, last, strict=True)}
 
