@@ -7,17 +7,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image
 
 from manifests.errors import DatasetError
-from manifests.files import check_record, read_json, records
-from manifests.masks import encode
+from manifests.files import by_id, check_record, check_size, read_json, records, shown
+from manifests.masks import Rle, empty, encode
+from manifests.pictures import BrokenPicture, opened_picture
 from manifests.schema import Object, Piece, Sample
 
 SOURCE: Final = (
@@ -62,14 +62,49 @@ def read_png(
     return _samples(rows, truth, split, image_dir or f"{split}2017", dataset_name)
 
 
+def image_paths(
+    root: str | Path,
+    split: str,
+    *,
+    narratives: str | Path | None = None,
+    panoptic: str | Path | None = None,
+    image_dir: str | None = None,
+) -> Iterator[str]:
+    """The images of a split, relative to `root`, each once, as `read_png` names them; no png is opened.
+
+    Raises DatasetError as `read_png` does for a json that is missing or of another format.
+    """
+    root, folder = Path(root), image_dir or f"{split}2017"
+    told = read_json(root / (narratives or f"png/png_coco_{split}2017.json"), list, SOURCE)
+    path = root / (panoptic or f"annotations/panoptic_{split}2017.json")
+    names = {image["id"]: image["file_name"] for image in _image_records(read_json(path, dict, SOURCE), path).values()}
+    used: dict[int, None] = {}
+    for number, row in enumerate(told):
+        where = f"{path}: narrative {number}"
+        check_record(row, {"image_id": (str, int)}, where)
+        used[_image_id(row, names, where)] = None
+    yield from (f"{folder}/{names[image_id]}" for image_id in used)
+
+
 def panoptic_ids(path: Path) -> np.ndarray | None:
-    """int64 [h, w], the segment id of each pixel of a panoptic png (0: none); None if missing or not decodable."""
+    """int32 [h, w], the segment id of each pixel of a panoptic png (0: none); None if missing or not decodable."""
     try:
-        with Image.open(path) as image:
-            rgb = np.asarray(image.convert("RGB")).astype(np.int64)
-    except (OSError, SyntaxError, ValueError):
+        return _segment_ids(path)
+    except BrokenPicture:
         return None
-    return rgb @ np.array([1, 256, 65536])
+
+
+def _segment_ids(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Of `panoptic_ids`. size: (height, width), looked at before its pixels are decoded. Raises BrokenPicture."""
+    with opened_picture(path) as image:
+        if size is not None and (image.height, image.width) != size:
+            found, told = ("x".join(map(str, shape)) for shape in ((image.height, image.width), size))
+            raise BrokenPicture(f"is {found} pixels (height x width), the panoptic json says {told}")
+        rgb = np.asarray(image.convert("RGB"))
+    ids = rgb[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids = (ids << 8) | rgb[..., channel]
+    return ids
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,34 +120,54 @@ class _Panoptic:
         content = read_json(path, dict, SOURCE)
         if not folder.is_dir():
             raise DatasetError(f"the folder {folder} of the panoptic pngs is missing: {SOURCE}")
-        images, annotations, categories = (records(content, k, path) for k in ("images", "annotations", "categories"))
-        for image in images:
-            check_record(image, {"id": int, "file_name": str, "height": int, "width": int}, f"{path}: images")
-        for category in categories:
-            check_record(category, {"id": int, "name": str, "isthing": int}, f"{path}: categories")
-        by_id = {category["id"]: category for category in categories}
+        images = _image_records(content, path)
+        annotations, categories = (records(content, key, path) for key in ("annotations", "categories"))
+        kinds = by_id(categories, {"id": int, "name": str, "isthing": (int, bool)}, f"{path}: categories")
         segments: dict[int, dict[int, dict[str, Any]]] = {}
         for row in annotations:
             check_record(row, {"image_id": int, "file_name": str, "segments_info": list}, f"{path}: annotations")
+            if row["image_id"] in segments:
+                raise DatasetError(f"{path} annotates image {row['image_id']} twice: {SOURCE}")
             where = f"{path}: image {row['image_id']}, segments_info"
-            for info in row["segments_info"]:
-                check_record(info, {"id": int, "category_id": int}, where)
-                if info["category_id"] not in by_id:
-                    raise DatasetError(f"{where}: there is no category {info['category_id']}: {SOURCE}")
-            segments[row["image_id"]] = {info["id"]: by_id[info["category_id"]] for info in row["segments_info"]}
+            known = by_id(row["segments_info"], {"id": int, "category_id": int}, where)
+            if unknown := {info["category_id"] for info in known.values()} - set(kinds):
+                raise DatasetError(f"{where}: there is no category {min(unknown)}: {SOURCE}")
+            segments[row["image_id"]] = {i: kinds[info["category_id"]] for i, info in known.items()}
         files = {row["image_id"]: folder / Path(row["file_name"]).name for row in annotations}
-        return cls(images={image["id"]: image for image in images}, files=files, segments=segments)
+        return cls(images=images, files=files, segments=segments)
+
+
+def _image_records(content: dict[str, Any], path: Path) -> dict[int, dict[str, Any]]:
+    where = f"{path}: images"
+    images = by_id(records(content, "images", path), {"id": int, "file_name": str, "height": int, "width": int}, where)
+    for image in images.values():
+        check_size(image["height"], image["width"], f"{where}: image {image['id']}")
+    return images
+
+
+def _image_id(row: dict[str, Any], known: Collection[int], where: str) -> int:
+    image_id = _whole(row["image_id"])
+    if image_id not in known or image_id is None:
+        raise DatasetError(
+            f"{where} is on image {shown(row['image_id'])}, which the panoptic json does not have: {SOURCE}"
+        )
+    return image_id
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number, also as text, as PNG writes its ids; None for anything else."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19:
+        return int(value)
+    return value if type(value) is int else None
 
 
 def _check_narrative(row: Any, truth: _Panoptic, where: str) -> None:
     check_record(row, {"image_id": (str, int), "segments": list}, where)
     for segment in row["segments"]:
         check_record(segment, {"utterance": str, "segment_ids": list}, f"{where}, segment")
-        if not all(str(i).isdecimal() for i in segment["segment_ids"]):
-            raise DatasetError(f"{where}: segment ids {segment['segment_ids']} are not whole numbers: {SOURCE}")
-    image_id = str(row["image_id"])
-    if not image_id.isdecimal() or int(image_id) not in truth.images:
-        raise DatasetError(f"{where} is on image {image_id}, which the panoptic json does not have: {SOURCE}")
+        if any(_whole(i) is None for i in segment["segment_ids"]):
+            raise DatasetError(f"{where}: segment ids {shown(segment['segment_ids'])} are not whole numbers: {SOURCE}")
+    _image_id(row, truth.images, where)
 
 
 def _samples(
@@ -120,11 +175,13 @@ def _samples(
 ) -> Iterator[Sample]:
     told: Counter[int] = Counter()  # an image can have several narratives
     for row in rows:
-        image = truth.images[int(row["image_id"])]
+        image = truth.images[_image_id(row, truth.images, dataset)]
         sample_id = f"{dataset}/{split}/{image['id']}-{told[image['id']]}"
         told[image["id"]] += 1
         ids, error = _pixels(image, truth)
-        pieces, objects = _ground(row["segments"], ids, truth.segments.get(image["id"], {}), sample_id)
+        nothing = empty(image["height"], image["width"])
+        masks = lambda found: nothing if ids is None else encode(np.isin(ids, found))  # noqa: E731, B023 used at once
+        pieces, objects = _ground(row["segments"], masks, truth.segments.get(image["id"], {}), sample_id)
         yield Sample(
             sample_id=sample_id,
             dataset=dataset,
@@ -140,31 +197,28 @@ def _samples(
         )
 
 
-def _pixels(image: dict[str, Any], truth: _Panoptic) -> tuple[np.ndarray, str | None]:
-    """int64 [height, width], the segment id of each pixel; where they can not be had, -1 everywhere and the reason."""
-    size = (image["height"], image["width"])
+def _pixels(image: dict[str, Any], truth: _Panoptic) -> tuple[np.ndarray | None, str | None]:
+    """int32 [height, width], the segment id of each pixel; where they can not be had, None and the reason."""
     path = truth.files.get(image["id"])
     if path is None:
-        return np.full(size, -1), f"image {image['id']} has no annotation in the panoptic json: download it again"
-    ids, name = panoptic_ids(path), f"{path.parent.name}/{path.name}"
-    if ids is None:
-        return np.full(size, -1), f"{name} is missing or can not be decoded: download it again"
-    if ids.shape != size:
-        found, told = ("x".join(map(str, shape)) for shape in (ids.shape, size))
-        return np.full(size, -1), (
-            f"{name} is {found} pixels (height x width), the panoptic json says {told}: download both again"
-        )
-    return ids, None
+        return None, f"image {image['id']} has no annotation in the panoptic json: download it again"
+    try:
+        return _segment_ids(path, (image["height"], image["width"])), None
+    except BrokenPicture as fault:
+        return None, f"{path.parent.name}/{path.name} {fault}: download it again"
 
 
 def _ground(
-    utterances: list[dict[str, Any]], ids: np.ndarray, known: dict[int, dict[str, Any]], sample_id: str
+    utterances: list[dict[str, Any]],
+    mask_of: Callable[[list[int]], Rle],
+    known: dict[int, dict[str, Any]],
+    sample_id: str,
 ) -> tuple[tuple[Piece, ...], tuple[Object, ...]]:
-    """ids: int64 [height, width], the segment id of each pixel.  known: the image's segments -> category."""
+    """mask_of: the pixels of these segments.  known: the image's segments -> category."""
     pieces: list[Piece] = []
     objects: list[Object] = []
     for number, record in enumerate(utterances):
-        named = [int(i) for i in record["segment_ids"]]
+        named = [_whole(i) for i in record["segment_ids"]]
         pieces.append(Piece(text=record["utterance"], object=len(objects) if named else None))
         if not named:
             continue
@@ -174,7 +228,7 @@ def _ground(
         objects.append(
             Object(
                 object_id=f"{sample_id}/{number}",
-                mask=encode(np.isin(ids, found)),
+                mask=mask_of(found),
                 is_thing=plural or bool(category["isthing"]),
                 plural=plural,
                 category=category["name"],
