@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, slots=True)
 class Manifest:
-    """build: write a dataset's manifest.   info: count a dataset, or a manifest file.   overlap: what images are shared.
+    """build: write a dataset's manifest.   info: count a dataset, or a manifest file.   overlap: shared images.
 
     build and info print samples, images, expressions, objects, tokens, gigabytes that extraction would write, and the
     official numbers. The last line is JSON (bytes).
