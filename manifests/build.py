@@ -14,14 +14,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from manifests import own, own_coco, png, refcoco
+from manifests import gcg, gcg_train, own, own_coco, panoptic, png, reasonseg, refcoco
 from manifests.errors import DatasetError
 from manifests.files import leading_out, shown
 from manifests.own import read_own
 from manifests.own_coco import read_own_coco
 from manifests.png import read_png
 from manifests.refcoco import Context, Sentences, read_refcoco
-from manifests.schema import Sample
+from manifests.schema import DEFAULT_PROMPT, Sample
 
 LAYOUT: Final = """\
 refcoco/{refcoco,refcoco+,refcocog}/{instances.json, refs(unc).p, refs(umd).p, refs(google).p}
@@ -29,7 +29,12 @@ train2014/COCO_train2014_*.jpg                    COCO 2014, for RefCOCO/+/g
 png/png_coco_{train,val}2017.json                 panoptic narrative grounding
 annotations/panoptic_{train,val}2017.json and annotations/panoptic_{train,val}2017/*.png
 train2017/*.jpg, val2017/*.jpg                    COCO 2017, for PNG
-shifted/…                                         the same once more (generated scenes only)
+annotations/panoptic_*, train2017, val2017        also COCO panoptic: each segment under its category's name
+reason_seg/ReasonSeg/{train,val,test}/*.{jpg,json}   ReasonSeg
+GranDf/annotations/val_test/{val,test}_gcg_coco_{caption,mask}_gt.json, GranDf_HA_images/val_test/*.jpg
+GranDf/annotations/train/{GranDf_HA_GCG,OpenPsgGCG,flickr_mergedGT_GCG,RefCOCOg_GCG}_train.json
+GranDf_HA_images/train/*.jpg, train2017/*.jpg, flikcr_30k/train/*.jpg, train2014/*.jpg       in the same order
+shifted/…                                         RefCOCO and PNG once more (generated scenes only)
 samples.jsonl                                     your own photos and masks: see docs/your-data.md
 annotations/<split>.json and images/…             the same as plain COCO (own-coco)
 """
@@ -69,7 +74,7 @@ def _refcoco(dataset: str, split_by: str, splits: tuple[str, ...], name: str | N
                 dataset=name or dataset,
                 split=split,
                 read=partial(read, split, dataset_name=name, **places, **texts),
-                images=partial(refcoco.image_paths, root, split, dataset=dataset, split_by=split_by, **places),
+                images=partial(refcoco.image_paths, root, dataset, split_by, split, **places),
                 files=(f"{annotations}/refs({split_by}).p", f"{annotations}/instances.json", f"{folder}train2014/"),
                 cure=refcoco.SOURCE,
             )
@@ -84,22 +89,92 @@ def _png(splits: tuple[str, ...], name: str = "png", folder: str = "") -> Reader
 
     def sources(root: Path, sentences: Sentences, context: Context) -> list[Source]:
         def source(split: str) -> Source:
-            panoptic = f"{folder}annotations/panoptic_{split}2017"
+            truth = f"{folder}annotations/panoptic_{split}2017"
             places = {
                 "narratives": f"{folder}png/png_coco_{split}2017.json",
-                "panoptic": f"{panoptic}.json",
+                "panoptic": f"{truth}.json",
+                "panoptic_dir": truth,
                 "image_dir": f"{folder}{split}2017",
             }
             return Source(
                 dataset=name,
                 split=split,
-                read=partial(read_png, root, split, panoptic_dir=panoptic, dataset_name=name, **places),
+                read=partial(read_png, root, split, dataset_name=name, **places),
                 images=partial(png.image_paths, root, split, **places),
-                files=(places["narratives"], places["panoptic"], f"{panoptic}/", f"{places['image_dir']}/"),
+                files=(places["narratives"], places["panoptic"], f"{truth}/", f"{places['image_dir']}/"),
                 cure=png.SOURCE,
             )
 
         return [source(split) for split in splits]
+
+    return sources
+
+
+def _panoptic(root: Path, sentences: Sentences, context: Context) -> list[Source]:
+    return [
+        Source(
+            dataset="coco-panoptic",
+            split=split,
+            read=partial(panoptic.read_panoptic, root, split),
+            images=partial(panoptic.image_paths, root, split),
+            files=(f"annotations/panoptic_{split}2017.json", f"annotations/panoptic_{split}2017/", f"{split}2017/"),
+            cure=panoptic.SOURCE,
+        )
+        for split in panoptic.SPLITS
+    ]
+
+
+def _reasonseg(splits: tuple[str, ...], name: str = "reasonseg") -> Reader:
+    def sources(root: Path, sentences: Sentences, context: Context) -> list[Source]:
+        return [
+            Source(
+                dataset=name,
+                split=split,
+                read=partial(reasonseg.read_reasonseg, root, split, sentences=sentences, dataset_name=name),
+                images=partial(reasonseg.image_paths, root, split),
+                files=(f"reason_seg/ReasonSeg/{split}/",),
+                cure=reasonseg.SOURCE,
+            )
+            for split in splits
+        ]
+
+    return sources
+
+
+def _gcg(splits: tuple[str, ...], name: str = "gcg", prompt: str = gcg.QUESTION) -> Reader:
+    def sources(root: Path, sentences: Sentences, context: Context) -> list[Source]:
+        folder = "GranDf/annotations/val_test"
+        return [
+            Source(
+                dataset=name,
+                split=split,
+                read=partial(gcg.read_gcg, root, split, prompt=prompt, dataset_name=name),
+                images=partial(gcg.image_paths, root, split),
+                files=(
+                    *(f"{folder}/{split}_gcg_coco_{x}_gt.json" for x in ("caption", "mask")),
+                    "GranDf_HA_images/val_test/",
+                ),
+                cure=gcg.SOURCE,
+            )
+            for split in splits
+        ]
+
+    return sources
+
+
+def _gcg_train(part: str, name: str) -> Reader:
+    def sources(root: Path, sentences: Sentences, context: Context) -> list[Source]:
+        file, images = gcg_train.PARTS[part]
+        return [
+            Source(
+                dataset=name,
+                split=gcg_train.SPLIT,
+                read=partial(gcg_train.read_gcg_train, root, part, dataset_name=name),
+                images=partial(gcg_train.image_paths, root, part),
+                files=(f"{gcg_train.ANNOTATIONS}/{file}", f"{images}/"),
+                cure=gcg.SOURCE,
+            )
+        ]
 
     return sources
 
@@ -142,6 +217,8 @@ _SCENES: Final[dict[str, Reader]] = {
     "scenes-png": _png(("train", "val"), "scenes-png"),
     "shifted-refcoco": _refcoco("refcoco", "unc", ("testA",), "shifted-refcoco", "shifted/"),
     "shifted-png": _png(("val",), "shifted-png", "shifted/"),
+    "scenes-reasonseg": _reasonseg(("val", "test"), "scenes-reasonseg"),
+    "scenes-gcg": _gcg(("val",), "scenes-gcg", DEFAULT_PROMPT),  # a prompt that the tiny LMM has learned
 }
 DATASETS: Final[dict[str, tuple[Reader, ...]]] = {
     "scenes": tuple(_SCENES.values()),
@@ -152,6 +229,12 @@ DATASETS: Final[dict[str, tuple[Reader, ...]]] = {
     "refcoco-google": (_refcoco("refcoco", "google", ("train", "val", "test")),),
     "refcocog-google": (_refcoco("refcocog", "google", ("train", "val")),),
     "png": (_png(("train", "val")),),
+    "coco-panoptic": (_panoptic,),
+    "reasonseg": (_reasonseg(reasonseg.SPLITS),),
+    "gcg": (_gcg_train("human", "gcg"), _gcg(gcg.SPLITS)),
+    "gcg-psg": (_gcg_train("psg", "gcg-psg"),),
+    "gcg-flickr": (_gcg_train("flickr", "gcg-flickr"),),
+    "gcg-refcocog": (_gcg_train("refcocog", "gcg-refcocog"),),
     "own": (_own,),
     own_coco.NAME: (_own_coco,),
 }
@@ -170,7 +253,8 @@ def build(
     """The samples of the chosen splits of a dataset, in a fixed order.
 
     dataset: a name of `DATASETS`.  splits: None takes all.  sentences, context: how RefCOCO's sentences become texts,
-    see `read_refcoco`; the others have one text per image.  limit: the first N samples of every (dataset, split).
+    see `read_refcoco`; sentences also which of ReasonSeg's questions are asked.
+    limit: the first N samples of every (dataset, split).
     keep: says which samples are wanted (`manifests.overlap.Decontamination`); others do not count for the limit.
 
     Raises DatasetError for an unknown name or split, for data that is missing or broken, for an image that is a link

@@ -140,7 +140,7 @@ CARDS: Final[dict[str, Card]] = {
         licence=f"see https://bcv-uniandes.github.io/panoptic-narrative-grounding; {_COCO_LICENCE}",
         layout=("png/png_coco_{train,val}2017.json", *_PANOPTIC_FILES),
     ),
-    "panoptic": Card(
+    "coco-panoptic": Card(
         what="COCO panoptic 2017: every thing and stuff of a photo, named by its category.",
         urls=("https://cocodataset.org/#download", *_PANOPTIC_URLS),
         licence=_COCO_LICENCE,
@@ -166,6 +166,22 @@ CARDS: Final[dict[str, Card]] = {
             "GranDf_HA_images/{train,val_test}/*.jpg",
         ),
     ),
+    **{
+        name: Card(
+            what=f"GranD-f's training captions {of}: a mask for every phrase.",
+            urls=("https://huggingface.co/datasets/MBZUAI/GranD-f", url, _GLAMM),
+            licence="Apache-2.0 (https://huggingface.co/datasets/MBZUAI/GranD-f); photos as their owners say",
+            layout=(f"GranDf/annotations/train/{file}", images),
+        )
+        for name, of, file, images, url in (
+            ("gcg-psg", "of Open-PSG", "OpenPsgGCG_train.json", "train2017/*.jpg", _PANOPTIC_URLS[1]),
+            (
+                *("gcg-flickr", "of Flickr30k", "flickr_mergedGT_GCG_train.json", "flikcr_30k/train/*.jpg"),
+                "https://shannon.cs.illinois.edu/DenotationGraph/",
+            ),
+            ("gcg-refcocog", "of RefCOCOg", "RefCOCOg_GCG_train.json", "train2014/*.jpg", _IMAGES_2014),
+        )
+    },
     "scenes": Card(
         what="Coloured shapes on grass and water, rendered by this program in the formats of RefCOCO and PNG.",
         urls=(),

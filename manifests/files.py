@@ -99,7 +99,7 @@ def check_size(height: int, width: int, where: str) -> None:
 def text_fault(text: str) -> str | None:
     """What is wrong with a text that the LMM is to read, after "it"; None if it can be used."""
     if len(text) > MAX_TEXT:
-        return f"has {len(text):,} characters, {MAX_TEXT:,} are allowed"
+        return f"has {len(text)} characters, {MAX_TEXT} are allowed"
     return None if is_unicode(text) else "is not Unicode"
 
 

@@ -63,7 +63,7 @@ def run_lengths(rle: Rle) -> np.ndarray:
     """
     height, width = rle["size"]
     if fault := size_fault(height, width):
-        raise ValueError(f"its RLE {fault}")
+        raise ValueError(f"not a compressed RLE: it {fault}")
     text = rle["counts"].encode("ascii") if rle["counts"].isascii() else b""
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
@@ -107,7 +107,7 @@ def _from_rle(segmentation: dict[str, Any]) -> Rle:
     if not isinstance(size, list) or len(size) != 2:
         raise ValueError("an RLE's size is [height, width]")
     if fault := size_fault(*size):
-        raise ValueError(f"its RLE {fault}")
+        raise ValueError(f"an RLE's size {fault}")
     if isinstance(counts, list):
         sound = all(type(n) is int and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
         if not sound:

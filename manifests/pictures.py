@@ -35,7 +35,7 @@ def opened_picture(path: Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise BrokenPicture("is missing") from None
     except Image.DecompressionBombError:
-        raise BrokenPicture(f"has more than the {MAX_PIXELS:,} pixels that are allowed") from None
+        raise BrokenPicture(f"has more than the {MAX_PIXELS} pixels that are allowed") from None
     except (BrokenPicture, MemoryError):
         raise
     except Exception:  # Pillow's parsers of a broken file raise whatever they stumble over, with its whole path
@@ -52,7 +52,8 @@ def picture_size(path: Path) -> tuple[int, int]:
         with opened_picture(path) as image:
             return image.height, image.width
     except BrokenPicture as fault:
-        cure = "put it there" if "missing" in str(fault) else "replace it"
+        cures = {"is missing": "put it there", "can not be decoded": "download it again"}
+        cure = cures.get(str(fault), "replace it")
         raise BrokenPicture(f"{path.name} {fault}: {cure}") from None
 
 
@@ -62,6 +63,8 @@ def size_fault(height: Any, width: Any) -> str | None:
         return "has a size that is no whole number"
     if min(height, width) < 1:
         return f"is {height}x{width} pixels (height x width)"
-    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
-        return f"is {height}x{width} pixels (height x width): {MAX_PIXELS:,} are allowed, and {MAX_SIDE:,} of a side"
+    if height * width > MAX_PIXELS:
+        return f"is {height}x{width} pixels, more than the {MAX_PIXELS} that are allowed"
+    if max(height, width) > MAX_SIDE:
+        return f"is {height}x{width} pixels (height x width), {MAX_SIDE} are allowed along a side"
     return None

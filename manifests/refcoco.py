@@ -92,10 +92,10 @@ def read_refcoco(
 
 def image_paths(
     root: str | Path,
-    split: str,
-    *,
     dataset: str,
     split_by: str,
+    split: str,
+    *,
     image_dir: str = "train2014",
     annotation_dir: str | Path = "refcoco",
 ) -> Iterator[str]:

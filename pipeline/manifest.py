@@ -27,7 +27,8 @@ class Manifest:
 
     action: Annotated[Literal["build", "info", "overlap"], tyro.conf.Positional]
     dataset: str = "scenes"
-    """scenes, refcoco, refcoco+, refcocog, refcoco-google, refcocog-google, png, own, own-coco."""
+    """scenes, refcoco, refcoco+, refcocog, refcoco-google, refcocog-google, png, coco-panoptic,
+    reasonseg, gcg (and gcg-psg, gcg-flickr, gcg-refcocog to train on), own, own-coco."""
     data_root: Path | None = None
     """Folder that holds the data (layout: manifests/build.py); default: data/scenes for scenes."""
     more_roots: tuple[Path, ...] = ()

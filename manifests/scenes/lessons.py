@@ -1,12 +1,14 @@
 """What the tiny LMM reads to learn its words: listings, statements and questions about a scene.
 
-No evaluation uses these texts; `manifests.scenes.language` has those that the datasets hold.
+Of these texts evaluations use only questions, about scenes of their own (`manifests.scenes.conversations`);
+`manifests.scenes.language` has all others that the datasets hold.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from manifests.scenes.language import (
     ATTRIBUTES,
@@ -115,20 +117,43 @@ def _list(things: Sequence[Thing]) -> str:
     return " , ".join(noun_phrase(t, ATTRIBUTES, "a") for t in things) + " ."
 
 
-def question(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A question about the scene and its short answer."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A question about a scene, its short answer and what it asks about.
+
+    things: indices, none for a question about what is not there.  kind: colour, texture, ground, count or exists.
+    """
+
+    text: str
+    answer: str
+    things: tuple[int, ...]
+    kind: str
+
+    @property
+    def long(self) -> bool:
+        """Does it say which thing in words that have to be resolved ("the ring left of the star")?"""
+        return self.kind in ("texture", "ground")
+
+
+def question(scene: Scene, rng: random.Random) -> Question:
+    """A question about the scene."""
     index = rng.randrange(len(scene.things))
     thing = scene.things[index]
     phrase = next(iter(expressions(scene, index, rng, count=1)), None)
     kind = rng.choice(("colour", "texture", "ground", "count", "exists"))
-    if kind == "colour" and len(alike(scene, index, ("shape",))) == 1:
-        return f"what colour is the {thing.shape} ?", f"{thing.colour} ."
+    group = tuple(alike(scene, index, ("shape",)))
+    if kind == "colour" and len(group) == 1:
+        text, answer = f"what colour is the {thing.shape} ?", f"{thing.colour} ."
+        return Question(text=text, answer=answer, things=group, kind=kind)
     if kind == "texture" and phrase and not any(t in phrase for t in ("plain", "striped", "dotted")):
-        return f"is {phrase} plain , striped or dotted ?", f"{thing.texture} ."
+        text, answer = f"is {phrase} plain , striped or dotted ?", f"{thing.texture} ."
+        return Question(text=text, answer=answer, things=(index,), kind=kind)
     if kind == "ground" and phrase and scene.ground_of(index) and " on the " not in phrase:
-        return f"where is {phrase} ?", f"on the {scene.ground_of(index)} ."
+        text, answer = f"where is {phrase} ?", f"on the {scene.ground_of(index)} ."
+        return Question(text=text, answer=answer, things=(index,), kind=kind)
     if kind == "count":
-        count = len(alike(scene, index, ("shape",)))
-        return f"how many {PLURALS[thing.shape]} are there ?", f"{NUMBERS.get(count, 'one')} ."
+        text, answer = f"how many {PLURALS[thing.shape]} are there ?", f"{NUMBERS.get(len(group), 'one')} ."
+        return Question(text=text, answer=answer, things=group, kind=kind)
     shape = rng.choice(SHAPES)
-    return f"is there a {shape} ?", "yes ." if any(t.shape == shape for t in scene.things) else "no ."
+    there = tuple(i for i, t in enumerate(scene.things) if t.shape == shape)
+    return Question(text=f"is there a {shape} ?", answer="yes ." if there else "no .", things=there, kind="exists")

@@ -1,4 +1,4 @@
-"""Write rendered scenes to disk in the official formats of RefCOCO and PNG, in the layout of `manifests/build.py`.
+"""Write rendered scenes to disk in official formats (RefCOCO, PNG, ReasonSeg, GCG), laid out as `manifests/build.py`.
 
     write_scenes("data/scenes")
 
@@ -18,30 +18,37 @@ from typing import Final
 from tqdm import tqdm
 
 from manifests.errors import DatasetError
+from manifests.scenes.conversations import GcgFiles, ReasonSegFiles
 from manifests.scenes.official import PngFiles, RefcocoFiles, as_json, encoded, place
 from manifests.scenes.world import SPLIT_SEEDS, make_scene, scene_seed
 
 RECORD: Final = "scenes.json"
-GENERATOR_VERSION: Final = 5  # to be raised whenever the same (split, index) gives other files; a test watches over it
+GENERATOR_VERSION: Final = 6  # to be raised whenever the same (split, index) gives other files; a test watches over it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
-    """Where one split of the world's scenes goes. refcoco, png: the split there, None: not in that format."""
+    """Where one split of the world's scenes goes. refcoco, png, …: the split there, None: not in that format.
+
+    reasonseg and gcg take the first of the part's scenes (see `ScenesConfig`); their images are copies, byte for byte,
+    so that one embedding serves both.
+    """
 
     scenes: str
     count: str
     folder: str = "."
     refcoco: str | None = None
     png: str | None = None
+    reasonseg: str | None = None
+    gcg: str | None = None
 
 
 _PARTS: Final = (
     _Part(scenes="train", count="train", refcoco="train", png="train"),
     _Part(scenes="val", count="val", refcoco="val"),
-    _Part(scenes="testA", count="test_a", refcoco="testA"),
-    _Part(scenes="testB", count="test_b", refcoco="testB"),
-    _Part(scenes="narratives", count="narratives", png="val"),
+    _Part(scenes="testA", count="test_a", refcoco="testA", reasonseg="val"),
+    _Part(scenes="testB", count="test_b", refcoco="testB", reasonseg="test"),
+    _Part(scenes="narratives", count="narratives", png="val", gcg="val"),
     _Part(scenes="shifted", count="shifted", folder="shifted", refcoco="testA", png="val"),
 )
 
@@ -62,6 +69,12 @@ class ScenesConfig:
     """Images of PNG split val."""
     shifted: int = 150
     """Images with held-out looks (`world.HELD_OUT_PAIRS`): RefCOCO testA and PNG val of the root `shifted`."""
+    reasonseg_val: int = 60
+    """Questions of ReasonSeg val, about the first images of testA; no more than there are."""
+    reasonseg_test: int = 60
+    """Questions of ReasonSeg test, about the first images of testB; no more than there are."""
+    gcg_val: int = 60
+    """Captions of GCG val, of the first images of PNG val; no more than there are."""
     jpeg_quality: int = 95
     """1 to 100; colour is not subsampled."""
 
@@ -117,30 +130,43 @@ def _is_written(root: Path, config: ScenesConfig) -> bool:
 
 def _write_all(root: Path, config: ScenesConfig) -> None:
     counts = asdict(config)
-    refs: dict[str, RefcocoFiles] = {}
-    narratives: dict[tuple[str, str], PngFiles] = {}
+    refs = {part.folder: RefcocoFiles() for part in _PARTS}
+    others: list[PngFiles | ReasonSegFiles | GcgFiles] = []
     with tqdm(total=sum(counts[part.count] for part in _PARTS), desc="scenes", unit="image") as progress:
         for part in _PARTS:
-            home = root / part.folder
-            if part.refcoco:
-                refs.setdefault(part.folder, RefcocoFiles())
-            if part.png:
-                narratives[part.folder, part.png] = PngFiles(home=home, split=part.png)
-            for index in range(counts[part.count]):
-                scene, seed = make_scene(part.scenes, index), scene_seed(part.scenes, index)
-                image_id = list(SPLIT_SEEDS).index(part.scenes) * 1_000_000 + index + 1
-                jpeg = encoded(scene.image, "JPEG", quality=config.jpeg_quality, subsampling=0)
-                if part.refcoco:
-                    refs[part.folder].add(scene, image_id, part.refcoco, seed)
-                    place(home / "train2014" / f"COCO_train2014_{image_id:012d}.jpg", jpeg)
-                if part.png:
-                    narratives[part.folder, part.png].add(scene, image_id, seed)
-                    place(home / f"{part.png}2017" / f"{image_id:012d}.jpg", jpeg)
-                progress.update()
+            others += _write_part(root / part.folder, part, counts, refs[part.folder], progress)
     written = [path for folder, files in refs.items() for path in files.save(root / folder / "refcoco" / "refcoco")]
-    written += [path for files in narratives.values() for path in files.save()]
+    written += [path for files in others for path in files.save()]
     digests = {path.relative_to(root).as_posix(): _digest(path) for path in written}
     place(root / RECORD, as_json({"version": GENERATOR_VERSION, "config": counts, "files": digests}))
+
+
+def _write_part(
+    home: Path, part: _Part, counts: dict[str, int], refs: RefcocoFiles, progress: tqdm
+) -> list[PngFiles | ReasonSegFiles | GcgFiles]:
+    """Write a part's images, add its records to `refs` and to the files that are returned, all yet to be saved."""
+    png = PngFiles(home=home, split=part.png) if part.png else None
+    reasonseg = ReasonSegFiles(folder=home / "reason_seg/ReasonSeg" / part.reasonseg) if part.reasonseg else None
+    gcg = GcgFiles(folder=home / "GranDf/annotations/val_test", split=part.gcg) if part.gcg else None
+    for index in range(counts[part.count]):
+        scene, seed = make_scene(part.scenes, index), scene_seed(part.scenes, index)
+        image_id = list(SPLIT_SEEDS).index(part.scenes) * 1_000_000 + index + 1
+        name = f"{image_id:012d}"
+        jpeg = encoded(scene.image, "JPEG", quality=counts["jpeg_quality"], subsampling=0)
+        if part.refcoco:
+            refs.add(scene, image_id, part.refcoco, seed)
+            place(home / "train2014" / f"COCO_train2014_{name}.jpg", jpeg)
+        if png:
+            png.add(scene, image_id, seed)
+            place(home / f"{part.png}2017" / f"{name}.jpg", jpeg)
+        if reasonseg and index < counts[f"reasonseg_{part.reasonseg}"]:
+            reasonseg.add(scene, name, seed)
+            place(reasonseg.folder / f"{name}.jpg", jpeg)
+        if gcg and index < counts[f"gcg_{part.gcg}"]:
+            gcg.add(scene, name, seed)
+            place(home / "GranDf_HA_images/val_test" / f"{name}.jpg", jpeg)
+        progress.update()
+    return [files for files in (png, reasonseg, gcg) if files]
 
 
 def _digest(path: Path) -> str:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from manifests.errors import DatasetError
 from manifests.masks import decode, empty
-from manifests.png import panoptic_ids, read_png
+from manifests.panoptic import panoptic_ids
+from manifests.png import read_png
 from manifests.schema import Sample, problem
 
 NARRATIVES = Path(__file__).parents[1] / "data" / "panoptic_narratives.json"

@@ -182,10 +182,8 @@ def broken(table: str, index: int, **changes: Any) -> dict[str, Any]:
         ({"instances": [1]}, r"instances\.json holds a list, not a dict"),
         ({"images": {}}, r"instances\.json has no list 'images'"),
         (broken("images", 0, height="6"), r"images: a record has no proper height"),
-        (
-            broken("images", 0, height=-6),
-            r"instances\.json: image 1 is -6x8 pixels .height x width.: it is not the official",
-        ),
+        (broken("images", 0, height=-6), r"instances\.json: image 1 is -6x8 pixels \(height x width\): it is not the"),
+        (broken("images", 0, height=10**9), r"image 1 is 1000000000x8 pixels, more than the \d+ that are allowed"),
         (broken("images", 0, file_name="../../x.jpg"), "leaves the data root"),
     ],
 )

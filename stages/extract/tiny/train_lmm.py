@@ -103,7 +103,8 @@ def conversation(
         return image, rng.choice(PROMPTS), statements(scene, rng)
     kind = rng.random()
     if kind < 0.06:
-        return image, *question(scene, rng)
+        asked = question(scene, rng)
+        return image, asked.text, asked.answer
     if kind < 0.3:
         return image, *listing(scene, rng)
     if kind < 0.75:
