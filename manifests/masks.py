@@ -8,12 +8,14 @@ end, so text from a file is checked here first (`run_lengths`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 import numpy as np
 from pycocotools import mask as coco
 
 from manifests.pictures import size_fault
+
+_LONGEST_OUTLINE: Final = 1 << 22  # pixels; pycocotools works through every one of them, several times
 
 
 class Rle(TypedDict):
@@ -50,7 +52,7 @@ def union(rles: Sequence[Rle]) -> Rle:
 
 def empty(height: int, width: int) -> Rle:
     """The mask without pixels."""
-    return encode(np.zeros((height, width), bool))
+    return _rle(coco.frPyObjects({"size": [height, width], "counts": [height * width]}, height, width))
 
 
 def run_lengths(rle: Rle) -> np.ndarray:
@@ -65,7 +67,7 @@ def run_lengths(rle: Rle) -> np.ndarray:
     text = rle["counts"].encode("ascii") if rle["counts"].isascii() else b""
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError(f"not a compressed RLE of {height}x{width} pixels: broken counts")
+        raise ValueError(f"not a compressed RLE of {height}x{width} pixels: broken size or counts")
     last = (codes & 32) == 0
     starts = np.concatenate(([0], np.flatnonzero(last)[:-1] + 1))
     place = np.arange(codes.size) - np.repeat(starts, np.diff(np.append(starts, codes.size)))
@@ -95,17 +97,19 @@ def from_segmentation(segmentation: Any, height: int, width: int) -> Rle:
     polygons = [points for points in polygons if len(points) >= 6]
     if not polygons:
         return empty(height, width)
+    if (outline := sum(map(_outline, polygons))) > _LONGEST_OUTLINE:
+        raise ValueError(f"its outlines are {outline:.3g} pixels long, at most {_LONGEST_OUTLINE:,}")
     return _rle(coco.merge(coco.frPyObjects(polygons, height, width)))
 
 
 def _from_rle(segmentation: dict[str, Any]) -> Rle:
     size, counts = segmentation.get("size"), segmentation.get("counts")
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
-        raise ValueError(f"an RLE's size is [height, width], not {size!r}")
+    if not isinstance(size, list) or len(size) != 2:
+        raise ValueError("an RLE's size is [height, width]")
     if fault := size_fault(*size):
         raise ValueError(f"an RLE's size {fault}")
     if isinstance(counts, list):
-        sound = all(isinstance(n, int) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
+        sound = all(type(n) is int and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
         if not sound:
             raise ValueError(f"an RLE's counts are lengths >= 0 that add up to {size[0]}x{size[1]} pixels")
         return _rle(coco.frPyObjects({"size": size, "counts": counts}, *size))
@@ -124,6 +128,12 @@ def _polygon(points: Any, height: int, width: int) -> list[float]:
     if not all(-reach <= n <= 2 * reach for n in points):
         raise ValueError(f"a polygon's points lie far outside the image of {height}x{width} pixels")
     return points
+
+
+def _outline(points: list[float]) -> float:
+    """Length of a polygon's outline, the longer of dx and dy for every edge; points: [x0, y0, x1, y1, …]."""
+    corners = np.array(points, float).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, 0)).max(1).sum())
 
 
 def _rle(raw: dict[str, Any]) -> Rle:

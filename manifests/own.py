@@ -13,21 +13,24 @@ split    "test" (default) or any other name
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
-from PIL import Image
 
 from manifests.errors import DatasetError
+from manifests.files import is_unicode, parse_json, shown
 from manifests.masks import Rle, empty, encode, from_segmentation
-from manifests.schema import Object, Piece, Sample, Task, leaves_root
+from manifests.pictures import BrokenPicture, opened_picture
+from manifests.schema import Object, Piece, Sample, leaves_root
 
 FILE: Final = "samples.jsonl"
+DEFAULT_SPLIT: Final = "test"
 _LINE_KEYS: Final = {"image": str, "pieces": list, "task": str, "split": str}
 _PIECE_KEYS: Final = {"text": str, "mask": (str, dict, type(None)), "plural": bool, "is_thing": bool}
-_BROKEN_IMAGE: Final = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_TASKS: Final = ("referring", "narrative")
+_CURE: Final = {"is missing": "put it there or correct the path"}
 
 
 def read_own(root: str | Path) -> list[Sample]:
@@ -37,22 +40,51 @@ def read_own(root: str | Path) -> list[Sample]:
     Paths that leave the root, also through a symbolic link, are refused: a line may come from someone else.
     """
     root = Path(root)
+    samples = []
+    for number, line in _lines(root):
+        try:
+            samples.append(_sample(root, line, number))
+        except (ValueError, OSError, RuntimeError) as error:  # DatasetError is a ValueError; a loop of links: Runtime
+            raise DatasetError(f"{root / FILE}, line {number}: {error}") from None
+    if not samples:
+        raise DatasetError(f"{root / FILE} is empty: write one JSON line per image")
+    return samples
+
+
+def image_paths(root: str | Path, split: str) -> Iterator[str]:
+    """The photos of a split, relative to `root`, each once; no file but `samples.jsonl` is opened."""
+    found: dict[str, None] = {}
+    for number, line in _lines(Path(root)):
+        row = _row(line, f"{Path(root) / FILE}, line {number}: ")
+        if row.get("split", DEFAULT_SPLIT) == split:
+            found[row["image"]] = None
+    yield from found
+
+
+def split_names(root: str | Path) -> list[str]:
+    """The splits of `samples.jsonl`, in the order of their first lines."""
+    rows = (_row(line, f"{Path(root) / FILE}, line {number}: ") for number, line in _lines(Path(root)))
+    return list(dict.fromkeys(row.get("split", DEFAULT_SPLIT) for row in rows))
+
+
+def _lines(root: Path) -> list[tuple[int, str]]:
+    """The lines that hold something, with their numbers from 1."""
     path = root / FILE
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} can not be read ({error}): write one JSON line per image, see the docs") from None
-    samples = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            samples.append(_sample(root, line, number))
-        except (ValueError, OSError, RuntimeError) as error:  # DatasetError is a ValueError; a loop of links: Runtime
-            raise DatasetError(f"{path}, line {number}: {error}") from None
-    if not samples:
-        raise DatasetError(f"{path} is empty: write one JSON line per image")
-    return samples
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _row(line: str, where: str = "") -> dict[str, Any]:
+    """The checked JSON object of a line. Raises DatasetError, beginning with `where`."""
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise DatasetError(f"{where}not JSON ({error}): write one object {{…}} per line") from None
+    _check(row, _LINE_KEYS, ("image", "pieces"), f"{where}the line")
+    return row
 
 
 def _sample(root: Path, line: str, number: int) -> Sample:
@@ -60,22 +92,19 @@ def _sample(root: Path, line: str, number: int) -> Sample:
 
     What is wrong with the photo or a mask it names is a plain ValueError below, and here the sample's `error`.
     """
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DatasetError(f"not JSON ({error}): write one object {{…}} per line") from None
-    _check(row, _LINE_KEYS, ("image", "pieces"), "the line")
-    task, split = row.get("task", "referring"), row.get("split", "test")
-    if task not in get_args(Task):
-        raise DatasetError(f"task {task!r} is unknown: use one of {', '.join(get_args(Task))}")
+    row = _row(line)
+    task, split = row.get("task", "referring"), row.get("split", DEFAULT_SPLIT)
+    if task not in _TASKS:
+        raise DatasetError(f"task {shown(task)} is unknown: use one of {', '.join(_TASKS)}")
     if not split.strip():
         raise DatasetError("split must not be empty: name it, or leave it out")
     photo, faults = _inside(root, row["image"]), []
     try:
-        width, height = _image_size(photo, row["image"])
-    except ValueError as fault:
+        with opened_picture(photo) as image:
+            width, height = image.size
+    except BrokenPicture as fault:
         width, height = 1, 1  # the size is not known; the smallest that a mask can have
-        faults.append(str(fault))
+        faults.append(f"image {shown(row['image'])} {fault}: {_CURE.get(str(fault), 'replace the file')}")
     sample_id = f"own/{split}/{number}"
     pieces: list[Piece] = []
     objects: list[Object] = []
@@ -123,7 +152,7 @@ def _mask(root: Path, given: str | dict[str, Any], height: int, width: int) -> R
         return _mask_file(_inside(root, given), given, height, width)
     if list(given) not in (["rle"], ["polygon"]):
         raise DatasetError(
-            f"a mask is a png's path, {{'rle': …}} or {{'polygon': …}}, not an object with {list(given)}"
+            f"a mask is a png's path, {{'rle': …}} or {{'polygon': …}}, not an object with {shown(list(given))}"
         )
     ((kind, segmentation),) = given.items()
     if kind == "rle" and not isinstance(segmentation, dict):
@@ -142,15 +171,14 @@ def _mask(root: Path, given: str | dict[str, Any], height: int, width: int) -> R
 
 def _mask_file(path: Path, name: str, height: int, width: int) -> Rle:
     try:
-        with Image.open(path) as image:
-            pixels, bands = np.asarray(image), image.getbands()
-    except FileNotFoundError:
-        raise ValueError(f"mask {name!r} is missing: put it there or correct the path") from None
-    except _BROKEN_IMAGE:  # whose text names the data root, which is another on every machine
-        raise ValueError(f"mask {name!r} can not be decoded: save it again as png") from None
-    if pixels.shape[:2] != (height, width):
+        with opened_picture(path) as image:
+            size, bands = image.size, image.getbands()
+            pixels = np.asarray(image) if size == (width, height) else None
+    except BrokenPicture as fault:
+        raise ValueError(f"mask {shown(name)} {fault}: {_CURE.get(str(fault), 'save it again as png')}") from None
+    if pixels is None:
         raise ValueError(
-            f"mask {name!r} is {pixels.shape[1]}x{pixels.shape[0]} pixels, the photo {width}x{height} as stored (a "
+            f"mask {shown(name)} is {size[0]}x{size[1]} pixels, the photo {width}x{height} as stored (a "
             "camera's rotation flag is not applied): save both at one size"
         )
     if pixels.ndim == 3:  # transparency says nothing about the object
@@ -158,21 +186,13 @@ def _mask_file(path: Path, name: str, height: int, width: int) -> Rle:
     return encode(pixels)
 
 
-def _image_size(path: Path, name: str) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except FileNotFoundError:
-        raise ValueError(f"image {name!r} is missing: put it there or correct the path") from None
-    except _BROKEN_IMAGE:
-        raise ValueError(f"image {name!r} can not be decoded: replace the file") from None
-
-
 def _inside(root: Path, name: str) -> Path:
     """The file's path. Raises DatasetError where it is not under the root, links resolved."""
+    if not is_unicode(name):
+        raise DatasetError(f"path {shown(name)} is not Unicode: rename the file")
     if leaves_root(name) or not (root / name).resolve().is_relative_to(root.resolve()):
         raise DatasetError(
-            f"path {name!r} leaves the data root: copy the file into it and give the path relative to it"
+            f"path {shown(name)} leaves the data root: copy the file into it and give the path relative to it"
         )
     return root / name
 
@@ -183,7 +203,8 @@ def _check(row: Any, known: dict[str, Any], needed: tuple[str, ...], what: str) 
     if missing := [key for key in needed if key not in row]:
         raise DatasetError(f"{what} lacks {', '.join(missing)}: add it")
     if unknown := [key for key in row if key not in known]:
-        raise DatasetError(f"{what} has an unknown key {', '.join(unknown)}: known are {', '.join(known)}")
+        name = unknown[0] if unknown[0].isidentifier() and len(unknown[0]) < 60 else shown(unknown[0])
+        raise DatasetError(f"{what} has an unknown key {name}: known are {', '.join(known)}")
     if wrong := [key for key, value in row.items() if not isinstance(value, known[key])]:
         raise DatasetError(
             f"{what} has a value of the wrong type under {', '.join(wrong)}: see the docs of samples.jsonl"

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image
 
 from manifests.errors import DatasetError
-from manifests.files import check_record, check_size, read_json, records
+from manifests.files import by_id, check_record, check_size, read_json, records
 from manifests.masks import encode
-from manifests.pictures import picture_size
+from manifests.pictures import BrokenPicture, opened_picture
 from manifests.schema import Object, Piece, Sample
 
 SOURCE: Final = (
@@ -50,42 +49,45 @@ class Panoptic:
         content = read_json(path, dict, source)
         if not folder.is_dir():
             raise DatasetError(f"the folder {folder} of the panoptic pngs is missing: {source}")
-        images, annotations, categories = (records(content, k, path) for k in ("images", "annotations", "categories"))
-        for image in images:
-            check_record(image, {"id": int, "file_name": str, "height": int, "width": int}, f"{path}: images")
+        records_of = lambda key: records(content, key, path)  # noqa: E731
+        fields = {"id": int, "file_name": str, "height": int, "width": int}
+        images = by_id(records_of("images"), fields, f"{path}: images")
+        for image in images.values():
             check_size(image["height"], image["width"], f"{path}: image {image['id']}")
-        for category in categories:
-            check_record(category, {"id": int, "name": str, "isthing": int}, f"{path}: categories")
-        by_id = {category["id"]: category for category in categories}
+        kinds: dict[str, type | tuple[type, ...]] = {"id": int, "name": str, "isthing": (int, bool)}
+        categories = by_id(records_of("categories"), kinds, f"{path}: categories")
+        annotations = records_of("annotations")
         segments: dict[int, dict[int, Segment]] = {}
         for row in annotations:
             check_record(row, {"image_id": int, "file_name": str, "segments_info": list}, f"{path}: annotations")
+            if row["image_id"] in segments:
+                raise DatasetError(f"{path} annotates image {row['image_id']} twice: {source}")
             where = f"{path}: image {row['image_id']}, segments_info"
-            for info in row["segments_info"]:
-                check_record(info, {"id": int, "category_id": int}, where)
-                if not 0 <= info["id"] < 1 << 24:
-                    raise DatasetError(f"{where}: a png can not hold segment {str(info['id'])[:20]}: {source}")
-                if info["category_id"] not in by_id:
-                    raise DatasetError(f"{where}: there is no category {info['category_id']}: {source}")
-            segments[row["image_id"]] = {i["id"]: _segment(i, by_id[i["category_id"]]) for i in row["segments_info"]}
+            segments[row["image_id"]] = _segments(row["segments_info"], categories, where, source)
         files = {row["image_id"]: folder / Path(row["file_name"]).name for row in annotations}
-        return cls(images={image["id"]: image for image in images}, files=files, segments=segments)
+        return cls(images=images, files=files, segments=segments)
 
     def ids(self, image_id: int) -> tuple[np.ndarray, str | None]:
         """int [height, width], the segment id of each pixel; where it can not be had, -1 everywhere and the reason."""
         size = (self.images[image_id]["height"], self.images[image_id]["width"])
+        nowhere = np.broadcast_to(np.int32(-1), size)  # of no memory of its own
         path = self.files.get(image_id)
         if path is None:
-            return np.full(size, -1), f"image {image_id} has no annotation in the panoptic json: download it again"
-        ids, name = panoptic_ids(path), f"{path.parent.name}/{path.name}"
-        if ids is None:
-            return np.full(size, -1), f"{name} is missing or can not be decoded: download it again"
-        if ids.shape != size:
-            found, told = ("x".join(map(str, shape)) for shape in (ids.shape, size))
-            return np.full(size, -1), (
-                f"{name} is {found} pixels (height x width), the panoptic json says {told}: download both again"
-            )
-        return ids, None
+            return nowhere, f"image {image_id} has no annotation in the panoptic json: download it again"
+        try:
+            return _ids(path, size), None
+        except BrokenPicture as fault:
+            return nowhere, f"{path.parent.name}/{path.name} {fault}: download it again"
+
+
+def _segments(rows: list[Any], categories: dict[int, dict[str, Any]], where: str, source: str) -> dict[int, Segment]:
+    known = by_id(rows, {"id": int, "category_id": int}, where)
+    for number, info in known.items():
+        if not 0 <= number < 1 << 24:
+            raise DatasetError(f"{where}: a png can not hold segment {number}: {source}")
+        if info["category_id"] not in categories:
+            raise DatasetError(f"{where}: there is no category {info['category_id']}: {source}")
+    return {number: _segment(info, categories[info["category_id"]]) for number, info in known.items()}
 
 
 def _segment(info: dict[str, Any], category: dict[str, Any]) -> Segment:
@@ -98,13 +100,22 @@ def panoptic_ids(path: Path) -> np.ndarray | None:
     """int32 [h, w], the segment id of each pixel of a panoptic png (0: none); None if it is missing, not decodable, or
     has more pixels than `manifests.pictures.MAX_PIXELS`."""
     try:
-        picture_size(path)
-        with Image.open(path) as image:
-            rgb = np.asarray(image.convert("RGB"))
-    except Exception:  # Pillow's decoders of a broken file raise whatever they stumble over
+        return _ids(path)
+    except BrokenPicture:
         return None
-    red, green, blue = (rgb[..., k].astype(np.int32) for k in range(3))
-    return red + 256 * green + 65536 * blue
+
+
+def _ids(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """As `panoptic_ids`. size: (height, width), looked at before pixels are decoded. Raises BrokenPicture."""
+    with opened_picture(path) as image:
+        if size is not None and (image.height, image.width) != size:
+            found, told = ("x".join(map(str, shape)) for shape in ((image.height, image.width), size))
+            raise BrokenPicture(f"is {found} pixels (height x width), the panoptic json says {told}")
+        rgb = np.asarray(image.convert("RGB"))
+    ids = rgb[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids = (ids << 8) | rgb[..., channel]
+    return ids
 
 
 def read_panoptic(

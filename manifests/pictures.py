@@ -1,40 +1,70 @@
-"""The size of a picture and the limits on it, without decoding it: files may come from anyone."""
+"""Picture files and the limits on their size, looked at before a pixel is decoded: files may come from anyone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image
 
-MAX_PIXELS: Final = 1 << 26
-"""A picture of more pixels is refused: 8192 x 8192, several times what any dataset here holds."""
+MAX_PIXELS: Final = 1 << 27
+"""A picture of more pixels is refused (134 million: more than cameras have); no mask of such a size is ever made."""
+MAX_SIDE: Final = 1 << 16
+"""Pixels of the longest side: as much as a JPEG can have."""
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What Pillow may take a file for; none of these runs a program, as EPS does."""
+
+
+class BrokenPicture(ValueError):
+    """A picture that can not be used; the message goes on after the file's name: "is missing"."""
+
+
+@contextmanager
+def opened_picture(path: Path) -> Iterator[Image.Image]:
+    """A picture of which the header was read; its pixels are decoded by the caller, inside `with`.
+
+    Raises BrokenPicture where it is missing, no picture, or larger than the limits (a decompression bomb).
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if fault := size_fault(image.height, image.width):
+                raise BrokenPicture(fault)
+            yield image
+    except FileNotFoundError:
+        raise BrokenPicture("is missing") from None
+    except Image.DecompressionBombError:
+        raise BrokenPicture(f"has more than the {MAX_PIXELS} pixels that are allowed") from None
+    except (BrokenPicture, MemoryError):
+        raise
+    except Exception:  # Pillow's parsers of a broken file raise whatever they stumble over, with its whole path
+        raise BrokenPicture("can not be decoded") from None
 
 
 def picture_size(path: Path) -> tuple[int, int]:
     """(height, width) in pixels as stored, from the file's header; a camera's rotation flag is not applied.
 
-    Raises ValueError with the file's name, the fault and the cure where it is missing, no picture, or larger than
-    `MAX_PIXELS` (a decompression bomb). No absolute path is named: a manifest is the same on every machine.
+    Raises BrokenPicture with the file's name, the fault and the cure where it is missing, no picture, or too large. No
+    absolute path is named: a manifest is the same on every machine.
     """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except FileNotFoundError:
-        raise ValueError(f"{path.name} is missing: put it there") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"{path.name} has more than the {MAX_PIXELS} pixels that are allowed: replace it") from None
-    except Exception:  # Pillow's parsers of a broken file raise whatever they stumble over
-        raise ValueError(f"{path.name} can not be decoded: download it again") from None
-    if fault := size_fault(height, width):
-        raise ValueError(f"{path.name} {fault}: replace it")
-    return height, width
+        with opened_picture(path) as image:
+            return image.height, image.width
+    except BrokenPicture as fault:
+        cures = {"is missing": "put it there", "can not be decoded": "download it again"}
+        cure = cures.get(str(fault), "replace it")
+        raise BrokenPicture(f"{path.name} {fault}: {cure}") from None
 
 
-def size_fault(height: int, width: int) -> str | None:
+def size_fault(height: Any, width: Any) -> str | None:
     """What is wrong with a picture of this size, after "it"; None if it can be used."""
+    if type(height) is not int or type(width) is not int:
+        return "has a size that is no whole number"
     if min(height, width) < 1:
         return f"is {height}x{width} pixels (height x width)"
     if height * width > MAX_PIXELS:
         return f"is {height}x{width} pixels, more than the {MAX_PIXELS} that are allowed"
+    if max(height, width) > MAX_SIDE:
+        return f"is {height}x{width} pixels (height x width), {MAX_SIDE} are allowed along a side"
     return None

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from manifests.errors import DatasetError
-from manifests.files import check_record, read_json
+from manifests.files import check_record, read_json, shown
 from manifests.masks import encode
 from manifests.panoptic import SPLITS, Panoptic, Segment
 from manifests.schema import Object, Piece, Sample
@@ -91,16 +91,17 @@ def _check_narrative(row: Any, truth: Panoptic, where: str) -> None:
     for segment in row["segments"]:
         check_record(segment, {"utterance": str, "segment_ids": list}, f"{where}, segment")
         if not all(_is_number(i) for i in segment["segment_ids"]):
-            ids = str(segment["segment_ids"])[:80]
-            raise DatasetError(f"{where}: segment ids {ids} are not whole numbers: {SOURCE}")
-    image_id = str(row["image_id"])
+            raise DatasetError(f"{where}: segment ids {shown(segment['segment_ids'])} are not whole numbers: {SOURCE}")
+    image_id = row["image_id"]
     if not _is_number(image_id) or int(image_id) not in truth.images:
-        raise DatasetError(f"{where} is on image {image_id[:20]}, which the panoptic json does not have: {SOURCE}")
+        raise DatasetError(f"{where} is on image {shown(image_id)}, which the panoptic json does not have: {SOURCE}")
 
 
 def _is_number(value: Any) -> bool:
     """A whole number, perhaps as text, of a length that ids have."""
-    return str(value).isdecimal() and len(str(value)) < 19
+    if isinstance(value, str):
+        return value.isdecimal() and len(value) < 19
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _samples(rows: list[dict[str, Any]], truth: Panoptic, split: str, image_dir: str, dataset: str) -> Iterator[Sample]:

@@ -6,18 +6,20 @@ annotation are two objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from manifests.errors import DatasetError
-from manifests.files import check_record, check_size, read_json, records
+from manifests.files import by_id, check_record, check_size, read_json, records, shown
 from manifests.masks import Rle, empty, from_segmentation
 from manifests.pickles import load_plain
 from manifests.schema import Object, Piece, Sample
 
 Sentences = Literal["first", "all"]
+MAX_SENTENCES: Final = 1000  # of a ref; pickles can say one sentence as often as they like in two bytes
 Context = Literal["joined", "alone"]
 SPLIT_BYS: Final = {"refcoco": ("unc", "google"), "refcoco+": ("unc",), "refcocog": ("umd", "google")}
 SOURCE: Final = (
@@ -78,7 +80,11 @@ def read_refcoco(
     """
     if sentences not in get_args(Sentences) or context not in get_args(Context):
         raise DatasetError(f"sentences is first or all, context joined or alone; got {sentences!r} and {context!r}")
-    refs = _refs(Path(root), dataset, split_by, split, annotation_dir)
+    if split_by not in SPLIT_BYS.get(dataset, ()):
+        known = "; ".join(f"{name}: {', '.join(bys)}" for name, bys in SPLIT_BYS.items())
+        raise DatasetError(f"there is no {dataset!r} split by {split_by!r}; there are {known}")
+    folder = Path(root) / annotation_dir / dataset
+    refs = _read_refs(folder / f"refs({split_by}).p", folder / "instances.json", split)
     naming = _Naming(dataset=dataset_name or dataset, split_by=split_by, split=split, image_dir=image_dir)
     groups = _by_image(refs) if context == "joined" else [[ref] for ref in refs]
     return _samples(groups, naming, context, sentences)
@@ -93,17 +99,32 @@ def image_paths(
     image_dir: str = "train2014",
     annotation_dir: str | Path = "refcoco",
 ) -> Iterator[str]:
-    """`image_path` of every image with a ref, without making a mask; errors as of `read_refcoco`."""
-    groups = _by_image(_refs(Path(root), dataset, split_by, split, annotation_dir))
-    return (f"{image_dir}/{group[0].image['file_name']}" for group in groups)
+    """The images of a split, relative to `root`, each once, as `read_refcoco` names them; no mask is made.
+
+    Raises DatasetError for a file that is missing or of another format, and for a split that is not in it.
+    """
+    folder = Path(root) / annotation_dir / dataset
+    refs, instances = folder / f"refs({split_by}).p", folder / "instances.json"
+    changed = tuple(path.stat().st_mtime_ns for path in (refs, instances) if path.is_file())
+    by_split = _images_by_split(refs, instances, changed)
+    if split not in by_split:
+        raise DatasetError(f"{refs} has no split {split!r}; it has {', '.join(by_split)}")
+    yield from (f"{image_dir}/{name}" for name in by_split[split])
 
 
-def _refs(root: Path, dataset: str, split_by: str, split: str, annotation_dir: str | Path) -> list[_Ref]:
-    if split_by not in SPLIT_BYS.get(dataset, ()):
-        known = "; ".join(f"{name}: {', '.join(bys)}" for name, bys in SPLIT_BYS.items())
-        raise DatasetError(f"there is no {dataset!r} split by {split_by!r}; there are {known}")
-    folder = root / annotation_dir / dataset
-    return _read_refs(folder / f"refs({split_by}).p", folder / "instances.json", split)
+@lru_cache(maxsize=16)
+def _images_by_split(refs: Path, instances: Path, _changed: tuple[int, ...]) -> dict[str, list[str]]:
+    """The file names of every split; the two files take seconds to read, and every split asks for them."""
+    rows = _all_refs(refs)
+    content = read_json(instances, dict, SOURCE)
+    images = by_id(records(content, "images", instances), {"id": int, "file_name": str}, f"{instances}: images")
+    found: dict[str, dict[str, None]] = {}
+    for row in rows:
+        check_record(row, {"split": str, "image_id": int}, f"{refs}: ref")
+        if row["image_id"] not in images:
+            raise DatasetError(f"{refs} names image {row['image_id']}, which {instances} does not have: {SOURCE}")
+        found.setdefault(row["split"], {})[images[row["image_id"]]["file_name"]] = None
+    return {split: list(names) for split, names in found.items()}
 
 
 def _samples(groups: list[list[_Ref]], naming: _Naming, context: Context, sentences: Sentences) -> Iterator[Sample]:
@@ -169,31 +190,37 @@ def _by_image(refs: list[_Ref]) -> list[list[_Ref]]:
 
 def _read_refs(refs_path: Path, instances_path: Path, split: str) -> list[_Ref]:
     """The refs of a split. Raises DatasetError with the file and record that is wrong."""
-    if not refs_path.is_file():
-        raise DatasetError(f"{refs_path} is missing: {SOURCE}")
-    rows = load_plain(refs_path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "split" in row for row in rows):
-        raise DatasetError(f"{refs_path} is not a list of refs with a split each: {SOURCE}")
+    rows = _all_refs(refs_path)
     wanted = [row for row in rows if row["split"] == split]
+    _refuse_twins(wanted, refs_path)
     if not wanted:
-        known = sorted({str(row["split"]) for row in rows})
+        known = sorted({shown(row["split"]).strip("'") for row in rows})[:10]
         raise DatasetError(f"{refs_path} has no split {split!r}; it has {', '.join(known) or 'no refs at all'}")
     instances = read_json(instances_path, dict, SOURCE)
     tables = {
-        key: _by_id(records(instances, key, instances_path), fields, f"{instances_path}: {key}")
+        key: by_id(records(instances, key, instances_path), fields, f"{instances_path}: {key}")
         for key, fields in (
             ("images", {"id": int, "file_name": str, "height": int, "width": int}),
             ("annotations", {"id": int, "image_id": int, "category_id": int}),
             ("categories", {"id": int, "name": str}),
         )
     }
-    refs = [_ref(row, tables, refs_path, instances_path) for row in wanted]
-    _refuse_twins(refs, refs_path)
-    return refs
+    return [_ref(row, tables, refs_path, instances_path) for row in wanted]
+
+
+def _all_refs(path: Path) -> list[dict[str, Any]]:
+    """The records of a refs file, each with a split; DatasetError where it is missing or anything else."""
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing: {SOURCE}")
+    rows = load_plain(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "split" in row for row in rows):
+        raise DatasetError(f"{path} is not a list of refs with a split each: {SOURCE}")
+    return rows
 
 
 def _ref(row: dict[str, Any], tables: dict[str, dict[int, dict[str, Any]]], refs: Path, instances: Path) -> _Ref:
-    check_record(row, {"ref_id": int, "ann_id": int, "image_id": int, "sentences": list}, f"{refs}: ref")
+    if len(row["sentences"]) > MAX_SENTENCES:
+        raise DatasetError(f"{refs}: ref {row['ref_id']} has more than {MAX_SENTENCES} sentences: {SOURCE}")
     for sentence in row["sentences"]:
         check_record(sentence, {"sent": str}, f"{refs}: ref {row['ref_id']}, sentence")
     annotation = tables["annotations"].get(row["ann_id"])
@@ -217,15 +244,11 @@ def _ref(row: dict[str, Any], tables: dict[str, dict[int, dict[str, Any]]], refs
     )
 
 
-def _refuse_twins(refs: Sequence[_Ref], path: Path) -> None:
+def _refuse_twins(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Raises DatasetError, also for rows that are no refs."""
     seen: set[int] = set()
-    for ref in refs:
-        if ref.ref_id in seen:
-            raise DatasetError(f"{path} holds ref {ref.ref_id} twice; ref ids must be unique: download it again")
-        seen.add(ref.ref_id)
-
-
-def _by_id(rows: list[dict[str, Any]], fields: Mapping[str, type], where: str) -> dict[int, dict[str, Any]]:
     for row in rows:
-        check_record(row, fields, where)
-    return {row["id"]: row for row in rows}
+        check_record(row, {"ref_id": int, "ann_id": int, "image_id": int, "sentences": list}, f"{path}: ref")
+        if row["ref_id"] in seen:
+            raise DatasetError(f"{path} holds ref {row['ref_id']} twice; ref ids must be unique: download it again")
+        seen.add(row["ref_id"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PureWindowsPath
 from typing import Final, Literal
 
 from manifests.errors import DatasetError
+from manifests.files import is_unicode, text_fault
 from manifests.masks import Rle, area
+from manifests.pictures import size_fault
 
 DEFAULT_PROMPT: Final = "Please give me a description of the image."
 Task = Literal["referring", "narrative", "reasoning", "conversation"]
@@ -87,11 +91,21 @@ class Sample:
     error: str | None = None
 
     def __post_init__(self) -> None:
+        if not all(map(is_unicode, self._texts())):
+            raise DatasetError(
+                f"sample {self.sample_id!a}: a text holds half a character (a lone surrogate): save the file as UTF-8"
+            )
         if leaves_root(self.image_path):
             raise DatasetError(
                 f"sample {self.sample_id}: image path {self.image_path!r} leaves the data root; "
                 "give it relative to the root, without '..'"
             )
+
+    def _texts(self) -> Iterator[str]:
+        """All text that was read from a file."""
+        own = (self.sample_id, self.dataset, self.split, self.image_id, self.image_path, self.prompt, self.group)
+        of_objects = ((item.object_id, item.category, item.phrase) for item in self.objects)
+        return chain(own, (self.error or "",), (piece.text for piece in self.pieces), *of_objects)
 
     @property
     def slots(self) -> int:
@@ -104,6 +118,8 @@ class Sample:
 def leaves_root(path: str) -> bool:
     """Is this anything but a plain relative path ("a/b.jpg") that stays in its folder? Looks at the text only."""
     windows = PureWindowsPath(path)  # also splits at "/"; knows drives, which pathlib on Linux takes for names
+    if any(len(part.encode(errors="surrogatepass")) > 255 for part in windows.parts):  # no file system has such a name
+        return True
     return not path.strip() or "\0" in path or bool(windows.anchor) or ".." in windows.parts or path.startswith("/")
 
 
@@ -111,6 +127,11 @@ def problem(sample: Sample) -> str | None:
     """Why a sample can not be used, in words for the user: what, where and the cure; None if it can."""
     if sample.error is not None:
         return sample.error
+    if fault := size_fault(sample.height, sample.width):
+        return f"the image of sample {sample.sample_id} {fault}: use a smaller one"
+    for text in (sample.prompt, *(piece.text for piece in sample.pieces)):
+        if fault := text_fault(text):
+            return f"a text of sample {sample.sample_id} {fault}: shorten it"
     if sample.task == "reasoning" and sample.reply is None:
         return f"sample {sample.sample_id} is a question without an answer to ground: extract with --answer"
     if sample.reply is not None and not sample.reply.ids:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from manifests.errors import PipelineError
-from pipeline import ablate, analyze, cache, evaluate, extract, import_head, inspect, push_head, train_head
+from pipeline import ablate, analyze, cache, evaluate, extract, import_head, inspect, manifest, push_head, train_head
 
 Command = (
     Annotated[extract.Extract, tyro.conf.subcommand("extract")]
@@ -21,7 +21,7 @@ Command = (
     | Annotated[push_head.PushHead, tyro.conf.subcommand("push-head")]
     | Annotated[analyze.Analyze, tyro.conf.subcommand("analyze")]
     | Annotated[ablate.Ablate, tyro.conf.subcommand("ablate")]
-    | Annotated[inspect.Manifest, tyro.conf.subcommand("manifest")]
+    | Annotated[manifest.Manifest, tyro.conf.subcommand("manifest")]
     | Annotated[cache.Cache, tyro.conf.subcommand("cache")]
     | Annotated[inspect.LMMs, tyro.conf.subcommand("lmms")]
 )
@@ -33,7 +33,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     push_head.PushHead: push_head.run,
     analyze.Analyze: analyze.run,
     ablate.Ablate: ablate.run,
-    inspect.Manifest: inspect.run_manifest,
+    manifest.Manifest: manifest.run_manifest,
     cache.Cache: cache.run_cache,
     inspect.LMMs: inspect.run_lmms,
 }

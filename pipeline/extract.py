@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from manifests.errors import ModelError, PipelineError, Stopped
+from pipeline.samples import build_samples, data_root
 
 DEFAULT_BATCH = 8
 IN_FLIGHT = 3  # units of a worker with a GPU: one is read, one computed, one written
@@ -29,7 +30,7 @@ class Extract:
     lmm: str = "tiny"
     """Preset (see `lmms`), a folder with a checkpoint, or a Hugging Face id."""
     dataset: str = "scenes"
-    """scenes (generated here), refcoco, refcoco+, refcocog, png, own, … (see `manifest build --help`)."""
+    """scenes (generated here), refcoco, refcoco+, refcocog, png, own, own-coco, … (see `manifest build --help`)."""
     data_root: Path | None = None
     """Folder that holds the data; default: data/scenes for scenes."""
     cache: str = "runs/cache"
@@ -48,6 +49,8 @@ class Extract:
     """1: maps of the whole image.  2: also those of its tiles, joined (LLaVA-NeXT, InternVL, … see docs/lmms.md)."""
     context: Literal["joined", "alone"] = "joined"
     """RefCOCO: an image's expressions in one text, or each alone."""
+    decontaminate: bool = False
+    """Leave out training samples whose image is in an evaluation split of any dataset under --data-root."""
     merge: Literal["mean", "max"] = "mean"
     """How the attention of an object's words becomes one map."""
     batch_size: int | Literal["auto"] = DEFAULT_BATCH
@@ -246,7 +249,7 @@ def _prepare(args: Extract) -> Any:
         require_attention(args.attention, dtype)
     root = data_root(args.dataset, args.data_root)
     cache = place_of(args.cache)
-    samples = build_samples(args)
+    samples, meta = build_samples(args)
     return Extraction(
         samples=samples,
         data_root=root,
@@ -260,28 +263,8 @@ def _prepare(args: Extract) -> Any:
         device=device,
         gpus=0 if device == "cpu" else args.gpus_per_worker,
         batch_size=DEFAULT_BATCH if args.batch_size == "auto" else args.batch_size,
-        meta={"dataset": args.dataset, "sentences": args.sentences, "context": args.context, "limit": args.limit},
+        meta=meta,
         settings=settings_of(args),
-    )
-
-
-def data_root(dataset: str, given: Path | None) -> Path:
-    """Where the data of a dataset are: as given, or the folder of generated scenes."""
-    if given is None and not dataset.startswith(("scenes", "shifted")):
-        raise PipelineError(f"--dataset {dataset} needs --data-root, the folder that holds its files")
-    return given or Path("data/scenes")
-
-
-def build_samples(args: Any) -> list[Any]:
-    """The samples of --dataset, generating the scenes first where they are asked for and not there."""
-    from manifests.build import build
-    from manifests.scenes.write import write_scenes
-
-    root = data_root(args.dataset, args.data_root)
-    if args.data_root is None:
-        write_scenes(root)
-    return build(
-        args.dataset, root, splits=args.splits, sentences=args.sentences, context=args.context, limit=args.limit
     )
 
 

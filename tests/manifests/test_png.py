@@ -144,17 +144,16 @@ def test_unknown_segments_are_left_to_the_planner(tmp_path: Path) -> None:
 
 def test_a_png_that_can_not_be_used_is_the_reason_of_its_samples_alone(tmp_path: Path) -> None:
     png = tmp_path / "annotations/panoptic_val2017/000000000007.png"
-    gone = "panoptic_val2017/000000000007.png is missing or can not be decoded: download it again"
+    name = "panoptic_val2017/000000000007.png"
     sample = read(put(tmp_path, said("a", "5"), png=False))[0]
-    assert problem(sample) == sample.error == gone
+    assert problem(sample) == sample.error == f"{name} is missing: download it again"
     assert [(o.phrase, o.mask) for o in sample.objects] == [("a", empty(2, 4))]  # still there to be counted as a miss
     put(tmp_path, said("a", "5"))
     png.write_bytes(png.read_bytes()[:60])
-    assert problem(read(tmp_path)[0]) == gone
+    assert problem(read(tmp_path)[0]) == f"{name} can not be decoded: download it again"
     images = [{"id": 7, "file_name": "a.jpg", "height": 3, "width": 4}]
     assert problem(read(put(tmp_path, said("a", "5"), images=images))[0]) == (
-        "panoptic_val2017/000000000007.png is 2x4 pixels (height x width), the panoptic json says 3x4: "
-        "download both again"
+        f"{name} is 2x4 pixels (height x width), the panoptic json says 3x4: download it again"
     )
     assert problem(read(put(tmp_path, said("a", "5"), annotations=[]))[0]) == (
         "image 7 has no annotation in the panoptic json: download it again"
@@ -164,8 +163,8 @@ def test_a_png_that_can_not_be_used_is_the_reason_of_its_samples_alone(tmp_path:
 @pytest.mark.parametrize(
     "segments, changes, words",
     [
-        ([said("a", "5")], {"image_id": "8"}, r"narrative 0 is on image 8, which the panoptic json does not have"),
-        ([said("a", "5")], {"image_id": "x"}, r"narrative 0 is on image x"),
+        ([said("a", "5")], {"image_id": "8"}, r"narrative 0 is on image '8', which the panoptic json does not have"),
+        ([said("a", "5")], {"image_id": "x"}, r"narrative 0 is on image 'x'"),
         ([said("a", "five")], {}, r"narrative 0: segment ids \['five'\] are not whole numbers"),
         ([{"utterance": "a"}], {}, r"narrative 0, segment: a record has no proper segment_ids"),
         ([3], {}, r"narrative 0, segment: a record has no proper utterance, segment_ids"),
