@@ -26,6 +26,7 @@ def test_the_rotation_flag_is_not_applied(tmp_path: Path) -> None:
     assert picture_size(tmp_path / "a.jpg") == (5, 7)
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow has much to say about damaged files
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(["JPEG", "PNG", "TIFF", "GIF"]),
