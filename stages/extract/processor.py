@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from manifests.errors import ModelError
-from manifests.schema import Sample
+from manifests.schema import Reply, Sample, Task
 from stages.extract.attention import WordRows
 from stages.extract.checkpoint import local_folder, unloadable
 from stages.extract.grids import Shown, View, grid_of, image_token_id
@@ -44,8 +44,8 @@ class Prompt:
 class Answer:
     """A sample's teacher-forced answer in tokens. All lists have one entry per token.
 
-    ids: token ids.  objects: which object of the sample the token belongs to, -1 for none.  words: running number of
-    the whitespace-separated word that the token is part of.
+    ids: token ids.  objects: which object of the sample (which of its `slots`) the token belongs to, -1 for none.
+    words: running number of the whitespace-separated word that the token is part of.
     """
 
     ids: list[int]
@@ -53,12 +53,18 @@ class Answer:
     words: list[int]
 
     def tokens_of(self, count: int) -> list[list[int]]:
-        """For each of the sample's `count` objects the positions of its tokens in the answer."""
+        """For each of the sample's `count` slots the positions of its tokens in the answer."""
         found: list[list[int]] = [[] for _ in range(count)]
         for position, owner in enumerate(self.objects):
             if owner >= 0:
                 found[owner].append(position)
         return found
+
+
+def answer_of_reply(task: Task, reply: Reply) -> Answer:
+    """An answer of the LMM itself: about the one object as a whole, or each word a slot of its own."""
+    words = list(reply.words)
+    return Answer(ids=list(reply.ids), objects=[0] * len(words) if task == "reasoning" else words, words=words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -221,8 +227,10 @@ class LMMProcessor:
     def answer(self, sample: Sample) -> Answer:
         """Each piece is tokenised alone, without special tokens, and the ids are concatenated (F-LMM).
 
-        So which tokens belong to which object is exact by construction.
+        So which tokens belong to which object is exact by construction. What the LMM said itself is its own ids.
         """
+        if sample.reply is not None:
+            return answer_of_reply(sample.task, sample.reply)
         ids: list[int] = []
         objects: list[int] = []
         words: list[int] = []
