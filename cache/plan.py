@@ -51,6 +51,7 @@ class PlanRow:
     slot: int = -1
     """First object slot, counted over the whole cache."""
     objects: int = 0
+    """Object slots: the sample's objects, or the words of an answer that is searched for phrases."""
     token_slot: int = -1
     """First object-token slot."""
     token_counts: tuple[int, ...] = ()

@@ -4,7 +4,8 @@
     item = priors.read(0)               # None if the sample failed: priors.failures[0] says why
     embedding = priors.embedding(0)     # SAM's, float16 [Ce, e, e]
 
-Letters: n objects, T object tokens, A answer tokens, C maps of h×w, M layers of width d, Ce×e×e SAM's embedding.
+Letters: n objects, T object tokens, A answer tokens, C maps of h×w, M layers of width d, Ce×e×e SAM's embedding. Where
+a sample's reply is searched for phrases, its "objects" are the reply's words (`Sample.slots`).
 """
 
 from __future__ import annotations

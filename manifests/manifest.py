@@ -74,6 +74,7 @@ class Samples(LazyTable[Sample]):
         self.meta: dict[str, Any] = header["meta"]
         """What `write_manifest` was given."""
         self._labels: dict[str, tuple[np.ndarray, list[str]]] = {}
+        self._searched: np.ndarray | None = None
 
     def where(self, **labels: Collection[str]) -> list[int]:
         """Indices, in order, of the samples with one of these labels: where(split=["val"], task=["referring"])."""
@@ -82,6 +83,14 @@ class Samples(LazyTable[Sample]):
             codes, known = self.codes(name), self.labels(name)
             wanted &= np.array([label in chosen for label in known], bool)[codes] if known else False
         return np.flatnonzero(wanted).tolist()
+
+    def searched(self) -> np.ndarray:
+        """bool [samples]: whose slots are the words of a reply, and no objects that masks belong to."""
+        if self._searched is None:
+            replied = np.asarray(self.table(["reply.finished"]).column("reply").combine_chunks().is_valid())
+            names = self.labels("task")
+            self._searched = replied & np.array([name == "conversation" for name in names], bool)[self.codes("task")]
+        return self._searched
 
     def labels(self, name: str) -> list[str]:
         """The different splits (tasks, datasets), in the order of their first sample."""

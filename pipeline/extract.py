@@ -53,6 +53,11 @@ class Extract:
     """Leave out training samples whose image is in an evaluation split of any dataset under --data-root."""
     merge: Literal["mean", "max"] = "mean"
     """How the attention of an object's words becomes one map."""
+    answer: bool = True
+    """The LMM answers first where its own answer is grounded: ReasonSeg's questions, and GCG's prompts outside of the
+    split train. Without: GCG's reference captions instead, and no questions."""
+    max_answer_tokens: int = 256
+    """An answer is cut off there."""
     batch_size: int | Literal["auto"] = DEFAULT_BATCH
     """Samples per forward pass, part of the plan; auto: measured before planning, with the longest sample."""
     dtype: str | None = None
@@ -94,6 +99,7 @@ def run(args: Extract) -> None:
     from tqdm import tqdm
 
     from cache.create import META
+    from pipeline.answers import answered
 
     start = time.perf_counter()
     extraction = _prepare(args)
@@ -109,15 +115,6 @@ def run(args: Extract) -> None:
     if not args.dry_run and extraction.cache.size(META) is not None:
         with extraction.cache.sole_writer():  # said now, not after minutes of hashing and planning
             pass
-    if args.batch_size == "auto":
-        known = None if args.overwrite else extraction.planned_batch_size()
-        measure = partial(_measured_batch_size, extraction, args, threads)
-        extraction.batch_size = known or (DEFAULT_BATCH if args.dry_run else measure)
-    hashing = lambda paths: tqdm(paths, desc="hashing images", unit="image", leave=False)  # noqa: E731
-    plan = extraction.plan(_text(args, extraction), dry_run=args.dry_run, progress=hashing)
-    _print_plan(args, extraction, plan, workers, gpus)
-    if args.dry_run:
-        return
     options: dict[str, Any] = {
         "workers": workers,
         "local": args.local,
@@ -128,6 +125,17 @@ def run(args: Extract) -> None:
         "address": args.ray_address,
         "deadline": 60 * args.unit_deadline,
     }
+    hashing = lambda paths: tqdm(paths, desc="hashing images", unit="image", leave=False)  # noqa: E731
+    hashed = extraction.hashed_images(dry_run=args.dry_run, progress=hashing)
+    news = answered(args, extraction, hashed, options) if args.answer else {}
+    if args.batch_size == "auto":
+        known = None if args.overwrite else extraction.planned_batch_size()
+        measure = partial(_measured_batch_size, extraction, args, threads)
+        extraction.batch_size = known or (DEFAULT_BATCH if args.dry_run else measure)
+    plan = extraction.plan(hashed, _text(args, extraction))
+    _print_plan(args, extraction, plan, workers, gpus, news)
+    if args.dry_run:
+        return
     with extraction.writing(plan, overwrite=args.overwrite) as (images, priors):
         _fill(extraction, plan, images, priors, options, planning=time.perf_counter() - start)
 
@@ -225,9 +233,11 @@ def _prepare(args: Extract) -> Any:
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     size = 1 if args.batch_size == "auto" else args.batch_size
-    numbers = [size, args.gpus_per_worker, 1 if args.limit is None else args.limit]
+    numbers = [size, args.gpus_per_worker, args.max_answer_tokens, 1 if args.limit is None else args.limit]
     if min(*numbers, 1 if args.workers is None else args.workers) < 1:
-        raise PipelineError("--batch-size, --limit, --workers and --gpus-per-worker must be at least 1")
+        raise PipelineError(
+            "--batch-size, --max-answer-tokens, --limit, --workers and --gpus-per-worker must be at least 1"
+        )
     if not args.unit_deadline > 0:
         raise PipelineError(f"--unit-deadline {args.unit_deadline}: must be more than 0 minutes")
     lmm = resolve_lmm(args.lmm, trust_remote_code=args.trust_remote_code).with_views(args.views)
@@ -281,7 +291,7 @@ def _text(args: Extract, extraction: Any) -> Any:
         return WordCount(extraction.lmm)
 
 
-def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: int) -> None:
+def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: int, news: dict[str, str]) -> None:
     disk = extraction.cache.disk()
     where = f"{gpus} GPU(s)" if gpus else f"CPU, {os.cpu_count()} cores"
     lmm = extraction.lmm
@@ -295,6 +305,7 @@ def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: i
         "SAM": extraction.sam,
         "samples": f"{len(plan.rows)} ({len(plan.failures)} can not be used), {plan.objects} objects; at most "
         f"{plan.batch_size} in a forward pass" + (" (not measured in a dry run)" if measured_later else ""),
+        **news,
         "images": f"{len(plan.image_rows)} different",
         "to write": f"priors {plan.priors_bytes / 1e9:.3f} GB, SAM embeddings {plan.image_bytes / 1e9:.3f} GB "
         f"({plan.units} + {plan.image_units} units)",

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
 
 SETTINGS: Final = (
     *("lmm", "dataset", "data_root", "splits", "limit", "sentences", "store_grid", "views", "context", "dtype"),
-    "decontaminate",
-    *("attention", "trust_remote_code", "sam", "sam_checkpoint"),
+    *("attention", "trust_remote_code", "sam", "sam_checkpoint", "answer", "max_answer_tokens", "decontaminate"),
 )
 """Fields of `Extract`. How it is run is none of them, and the batch size is kept by itself."""
 

@@ -213,9 +213,11 @@ def _record(args: TrainHead, recipe: Any, head: Any, priors: Any) -> dict[str, A
 def looked_at(priors: Any) -> list[dict[str, Any]]:
     """What training and validation choose from: of each dataset, split and task its samples and objects."""
     names, objects, rows = ("dataset", "split", "task"), priors.rows.numbers("objects"), []
+    searched = priors.samples.searched()
     for values in itertools.product(*(priors.samples.labels(name) for name in names)):
         labels = dict(zip(names, values, strict=True))
-        chosen = priors.samples.where(**{name: [value] for name, value in labels.items()})
+        found = priors.samples.where(**{name: [value] for name, value in labels.items()})
+        chosen = [index for index in found if not searched[index]]
         if chosen and (labels["split"] == "train" or (labels["split"], labels["task"]) == ("val", "referring")):
             failed = sum(index in priors.failures for index in chosen)
             rows.append(labels | {"samples": len(chosen), "objects": int(objects[chosen].sum()), "failed": failed})

@@ -114,7 +114,7 @@ class Place(ABC):
 
     @abstractmethod
     def write_beside(self, ending: str, data: bytes) -> None:
-        """Put that object."""
+        """Put that object, whole or not at all."""
 
     @abstractmethod
     def remove(self, name: str) -> None:

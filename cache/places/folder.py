@@ -121,7 +121,16 @@ class Folder(Place):
         return Path(self.name + ending).read_bytes()
 
     def write_beside(self, ending: str, data: bytes) -> None:
-        Path(self.name + ending).write_bytes(data)
+        path = Path(self.name + ending)
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         path = self.root / name

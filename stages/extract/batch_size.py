@@ -93,7 +93,7 @@ class BatchSizeProbe:
             image=self.lmm.prepare(Image.new("RGB", size)),
             prompt=self.lmm.processor.prompt(sample.prompt, size),
             answer_ids=answer.ids,
-            object_tokens=answer.tokens_of(len(sample.objects)),
+            object_tokens=answer.tokens_of(sample.slots),
         )
 
     def _peak(self) -> float:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from manifests.errors import ModelError
-from manifests.schema import Sample
+from manifests.schema import Reply, Sample, Task
 from stages.extract.attention import WordRows
 from stages.extract.checkpoint import local_folder, unloadable
 from stages.extract.grids import Shown, View, grid_of, image_token_id
@@ -44,8 +44,8 @@ class Prompt:
 class Answer:
     """A sample's teacher-forced answer in tokens. All lists have one entry per token.
 
-    ids: token ids.  objects: which object of the sample the token belongs to, -1 for none.  words: running number of
-    the whitespace-separated word that the token is part of.
+    ids: token ids.  objects: which object of the sample (which of its `slots`) the token belongs to, -1 for none.
+    words: running number of the whitespace-separated word that the token is part of.
     """
 
     ids: list[int]
@@ -53,12 +53,18 @@ class Answer:
     words: list[int]
 
     def tokens_of(self, count: int) -> list[list[int]]:
-        """For each of the sample's `count` objects the positions of its tokens in the answer."""
+        """For each of the sample's `count` slots the positions of its tokens in the answer."""
         found: list[list[int]] = [[] for _ in range(count)]
         for position, owner in enumerate(self.objects):
             if owner >= 0:
                 found[owner].append(position)
         return found
+
+
+def answer_of_reply(task: Task, reply: Reply) -> Answer:
+    """An answer of the LMM itself: about the one object as a whole, or each word a slot of its own."""
+    words = list(reply.words)
+    return Answer(ids=list(reply.ids), objects=[0] * len(words) if task == "reasoning" else words, words=words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +86,14 @@ class LMMInput:
     def views(self) -> list[tuple[View, ...]]:
         """The views of each object's attention maps."""
         return [self.prompt.views] * len(self.object_tokens)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A question about an image. image: uint8 [height, width, 3] of `FrozenLMM.prepare`."""
+
+    image: np.ndarray
+    prompt: Prompt
 
 
 class LMMProcessor:
@@ -106,6 +120,8 @@ class LMMProcessor:
             raise unloadable(folder, "tokenizer or processor", error, trusted) from error
         self.grid = grid_of(self.config)
         self.image_id = image_token_id(self.config)
+        self.context: int | None = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        """Tokens that prompt and answer may have together, where the checkpoint says so."""
         self._cached = lru_cache(maxsize=4096)(self._prompt)
 
     def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
@@ -191,11 +207,30 @@ class LMMProcessor:
         pixels = self.pixels([s.image for s in batch])
         return {"input_ids": ids, "attention_mask": mask, **types, **pixels}, rows
 
+    def collate_prompts(self, asked: Sequence[Asked]) -> dict[str, Tensor]:
+        """Model inputs of questions without answers, left-padded: what is said comes right after each."""
+        length = max(len(each.prompt.ids) for each in asked)
+        ids, mask = (torch.zeros(len(asked), length, dtype=torch.long) for _ in range(2))
+        types = {name: torch.zeros(len(asked), length, dtype=torch.long) for name in asked[0].prompt.types}
+        for b, each in enumerate(asked):
+            start = length - len(each.prompt.ids)
+            ids[b, start:] = torch.tensor(each.prompt.ids)
+            mask[b, start:] = 1
+            for name, values in each.prompt.types.items():
+                types[name][b, start:] = torch.tensor(values)
+        return {"input_ids": ids, "attention_mask": mask, **types, **self.pixels([each.image for each in asked])}
+
+    def room(self, prompt: Prompt, most: int) -> int:
+        """Tokens, at most `most`, that an answer may have until the LMM's context is full."""
+        return most if self.context is None else min(most, self.context - len(prompt.ids))
+
     def answer(self, sample: Sample) -> Answer:
         """Each piece is tokenised alone, without special tokens, and the ids are concatenated (F-LMM).
 
-        So which tokens belong to which object is exact by construction.
+        So which tokens belong to which object is exact by construction. What the LMM said itself is its own ids.
         """
+        if sample.reply is not None:
+            return answer_of_reply(sample.task, sample.reply)
         ids: list[int] = []
         objects: list[int] = []
         words: list[int] = []

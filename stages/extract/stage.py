@@ -21,9 +21,10 @@ from cache.store import Store
 from manifests.errors import CacheError, DatasetError
 from manifests.manifest import write_manifest
 from manifests.schema import Sample
+from stages.extract.answers import Answers, identity_of
 from stages.extract.attention import Merge
 from stages.extract.checkpoint import file_sha256, local_folder, weights_identity
-from stages.extract.plan import Plan, make_plan, plan_images
+from stages.extract.plan import Images, Plan, make_plan, plan_images
 from stages.extract.presets import LMMPreset
 from stages.extract.processor import LMMProcessor
 from stages.extract.sam import checkpoint_of, sam_config
@@ -57,6 +58,8 @@ class Extraction:
     """Of the manifest: dataset, sentences, context, limit."""
     settings: dict[str, Any] | None = None
     """The options that say what is extracted, to be kept with the priors."""
+    _lmm_files: dict[str, str] = field(default_factory=dict, init=False)
+    """sha256 of each, once they were read."""
 
     def worker(self, threads: int) -> WorkerConfig:
         """What a worker has to know; `threads`: CPU threads of torch."""
@@ -74,14 +77,31 @@ class Extraction:
             threads=threads,
         )
 
-    def plan(self, text: TextToIds | None = None, *, dry_run: bool = False, progress: Progress = lambda p: p) -> Plan:
-        """Tokenise and lay out every sample. A dry run reads no image and no weights."""
-        sam = sam_config(self.sam)
-        images = plan_images(self.samples, self.data_root, sam, hashed=not dry_run, progress=progress)
+    def hashed_images(self, *, dry_run: bool = False, progress: Progress = lambda p: p) -> Images:
+        """The samples' images by their content. A dry run reads none of them: their paths stand for it."""
+        images = plan_images(self.samples, self.data_root, sam_config(self.sam), hashed=not dry_run, progress=progress)
         if not dry_run and (known := self._known_images()) is not None:
             images = images.among(known) or images
+        return images
+
+    def answer_identity(self, most: int) -> dict[str, Any]:
+        """What makes the LMM's own answers of at most so many tokens what they are, besides the questions."""
+        return identity_of(self._lmm_identity(), most)
+
+    def give(self, answers: Answers) -> None:
+        """The samples have their answers from now on, and the manifest says what these are."""
+        self.samples = answers.given_to(self.samples)
+        self.meta = self.meta | {"answers": answers.identity}
+
+    def plan(self, images: Images | None = None, text: TextToIds | None = None) -> Plan:
+        """Tokenise and lay out every sample. images: of `hashed_images`."""
         return make_plan(
-            self.samples, text or LMMProcessor(self.lmm), self.lmm, sam, images, batch_size=self.batch_size
+            self.samples,
+            text or LMMProcessor(self.lmm),
+            self.lmm,
+            sam_config(self.sam),
+            images or self.hashed_images(),
+            batch_size=self.batch_size,
         )
 
     def _known_images(self) -> pa.Table | None:
@@ -112,14 +132,18 @@ class Extraction:
 
     def identity(self, images: Store) -> dict[str, Any]:
         """What makes attention priors what they are, besides the manifest and the plan."""
-        code = self.lmm.trust_remote_code
-        files = weights_identity(local_folder(self.lmm.source, weights=True, code=code), code=code)
         return {
             "algorithm": ALGORITHM,
-            "lmm": self.lmm.identity() | {"dtype": self.dtype, "files": files},
+            "lmm": self._lmm_identity(),
             "merge": self.merge,
             "images": images.reference(),
         }
+
+    def _lmm_identity(self) -> dict[str, Any]:
+        if not self._lmm_files:
+            code = self.lmm.trust_remote_code
+            self._lmm_files = weights_identity(local_folder(self.lmm.source, weights=True, code=code), code=code)
+        return self.lmm.identity() | {"dtype": self.dtype, "files": self._lmm_files}
 
     @contextmanager
     def writing(self, plan: Plan, *, overwrite: bool = False) -> Iterator[tuple[Store, Store]]:

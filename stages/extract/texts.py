@@ -15,12 +15,14 @@ from stages.extract.grids import View
 from stages.extract.grids.view import square_view
 from stages.extract.images import centred_box
 from stages.extract.presets import LMMPreset
-from stages.extract.processor import Answer, Prompt
+from stages.extract.processor import Answer, Prompt, answer_of_reply
 from stages.extract.stored import stored_box
 
 
 class TextToIds(Protocol):
     """What planning needs of an LMM (`stages.extract.processor.LMMProcessor`, or `WordCount` for estimates)."""
+
+    context: int | None
 
     def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt: ...
 
@@ -29,6 +31,8 @@ class TextToIds(Protocol):
 
 class WordCount:
     """Estimates for a dry run where the LMM's processor is not on this machine: 1.4 tokens a word."""
+
+    context: int | None = None
 
     def __init__(self, preset: LMMPreset):
         self.preset = preset
@@ -42,6 +46,8 @@ class WordCount:
         return Prompt(ids=ids, views=(view,) * self.preset.views, types={})
 
     def answer(self, sample: Sample) -> Answer:
+        if sample.reply is not None:
+            return answer_of_reply(sample.task, sample.reply)
         ids: list[int] = []
         objects: list[int] = []
         for piece in sample.pieces:
@@ -63,7 +69,7 @@ class Texts:
         self.errors: list[str | None] = []
         self.lengths = array("i")
         """Tokens of the whole input, 0 where it can not be used."""
-        self._counts = array("i")  # objects, object tokens, answer tokens; objects, …
+        self._counts = array("i")  # slots, object tokens, answer tokens; slots, …
         self._images, self._boxes = array("i"), array("i")
         self._token_counts, self._positions = array("i"), array("i")
         self._ids, self._words, self._objects = array("i"), array("i"), array("i")
@@ -114,18 +120,33 @@ class Texts:
         return columns_table(columns | dict(places), ROW_SCHEMA)
 
     def _tokenised(self, sample: Sample) -> tuple[Answer, list[list[int]], Prompt] | str:
-        """The answer, the positions of each object's tokens in it, and the prompt; or why it can not be used."""
-        if error := problem(sample) or self.missing.get(sample.image_path):
+        """The answer, the positions of each slot's tokens in it, and the prompt; or why it can not be used."""
+        if error := sample.error or self.missing.get(sample.image_path) or problem(sample):
             return error
         answer = self.text.answer(sample)
-        tokens = answer.tokens_of(len(sample.objects))
-        silent = [item.phrase for item, positions in zip(sample.objects, tokens, strict=True) if not positions]
-        if silent:
-            return f"the phrase {silent[0]!r} has no tokens: give it words"
+        tokens = answer.tokens_of(sample.slots)
+        if sample.reply is None:
+            silent = [item.phrase for item, positions in zip(sample.objects, tokens, strict=True) if not positions]
+            if silent:
+                return f"the phrase {silent[0]!r} has no tokens: give it words"
         size = (sample.width, sample.height)
-        if size not in self._refused:
-            try:
-                return answer, tokens, self.text.prompt(sample.prompt, size)
-            except ValueError as error:  # such as Qwen's limit on the aspect ratio
-                self._refused[size] = f"the LMM takes no image of {size[0]}x{size[1]} pixels ({error}): leave it out"
-        return self._refused[size]
+        if size in self._refused:
+            return self._refused[size]
+        try:
+            prompt = self.text.prompt(sample.prompt, size)
+        except ValueError as refusal:
+            self._refused[size] = takes_no_image(size, refusal)
+            return self._refused[size]
+        reply, context = sample.reply, self.text.context
+        # one that was cut off would have had another token at least
+        if reply and context and len(prompt.ids) + len(reply.ids) + (not reply.finished) > context:
+            return (
+                f"the LMM's answer to {sample.prompt!r} does not end within its context of {context} tokens: give a "
+                "smaller --max-answer-tokens, or leave the sample out"
+            )
+        return answer, tokens, prompt
+
+
+def takes_no_image(size: tuple[int, int], error: ValueError) -> str:
+    """The reason of a sample whose image the LMM's processor refuses, such as for Qwen's limit on the aspect ratio."""
+    return f"the LMM takes no image of {size[0]}x{size[1]} pixels ({error}): leave it out"

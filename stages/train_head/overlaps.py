@@ -22,8 +22,12 @@ _LEVELS: Final = np.searchsorted(THRESHOLDS, np.arange(1 << 16).astype(np.uint16
 
 
 def spread(priors: Priors, split: str, most: int) -> list[int]:
-    """At most so many samples of a split that did not fail, evenly spread. PipelineError where there is none."""
-    indices = [index for index in priors.samples.where(split=[split]) if index not in priors.failures]
+    """At most so many samples of a split that did not fail, evenly spread. PipelineError where there is none.
+
+    None is a reply that is searched for phrases: no mask belongs to a map of its words.
+    """
+    searched = priors.samples.searched()
+    indices = [i for i in priors.samples.where(split=[split]) if not (i in priors.failures or searched[i])]
     if not indices:
         raise PipelineError(f"{priors.store.name} has no sample of the split {split} (it has {splits_of(priors)})")
     count = min(len(indices), most)

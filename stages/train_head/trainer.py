@@ -57,8 +57,9 @@ class Keeping:
 
 
 def split_indices(priors: PriorsLike, split: str) -> list[int]:
-    """Samples of a split, in the manifest's order."""
-    return priors.samples.where(split=[split])
+    """Samples of a split, in the manifest's order, without the replies that are searched for phrases."""
+    searched = priors.samples.searched()
+    return [index for index in priors.samples.where(split=[split]) if not searched[index]]
 
 
 def trainable(priors: PriorsLike) -> list[int]:
