@@ -213,16 +213,21 @@ def masked_picture(image: np.ndarray, mask: np.ndarray, colour: Colour, side: in
     grey = base.convert("L").convert("RGB")  # a tint on colours would be muddy
     pale = Image.blend(grey, Image.new("RGB", base.size, PAPER), 0.45)
     tinted = Image.blend(grey, Image.new("RGB", base.size, colour), 0.6)
-    inside = _enlarged_mask(mask, base.size)
+    inside = enlarged_mask(mask, base.size)
     picture = Image.composite(tinted, pale, inside)
+    outline(picture, inside, colour)
+    return picture.reduce(2)
+
+
+def outline(picture: Image.Image, inside: Image.Image, colour: Colour) -> None:
+    """Draws the edge of a mask (mode L, 0 or 255, of the picture's size) in its colour, with a white edge around it."""
     core = np.asarray(inside.filter(ImageFilter.MinFilter(3)))
     for reach, ink in ((9, PAPER), (5, colour)):
         around = np.asarray(inside.filter(ImageFilter.MaxFilter(reach)))
         picture.paste(ink, mask=Image.fromarray(around & ~core))
-    return picture.reduce(2)
 
 
-def _enlarged_mask(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def enlarged_mask(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """A mask at another size as mode L, 0 or 255: bilinear, cut at a half."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
     return grey.point(lambda value: 255 * (value >= 128))
