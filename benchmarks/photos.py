@@ -94,13 +94,14 @@ def main(config: Config) -> dict[str, Any]:
     }
     result = {
         name: {
-            "images": m["png"][0]["images"],
-            "failed_samples": m["failed_samples"],
-            "objects": m["png"][0]["groups"]["all"]["objects"],
-            "png_all": m["png"][0]["groups"]["all"]["average_recall"]["value"],
+            "images": recall["images"],
+            "failed_samples": len(m["failures"]),
+            "objects": recall["items"],
+            "png_all": recall["value"]["value"],
             "sheet": m["sheet"],
         }
         for name, m in metrics.items()
+        for recall in (next(r for r in m["results"] if r["metric"] == "average_recall" and r["group"] == "all"),)
     } | {"quality_claim": False}
     print(json.dumps(result))
     return result

@@ -43,8 +43,10 @@ def run(args: Evaluate) -> None:
 
     from cache.priors import Priors
     from manifests.errors import DatasetError
-    from stages.evaluate.report import is_evaluation, markdown, write_report
+    from stages.evaluate.evaluation import is_evaluation
+    from stages.evaluate.report import write_report
     from stages.evaluate.stage import draw_cases, held_out, run_head, summarise
+    from stages.evaluate.tables import markdown
     from stages.train_head.heads import head_class
     from stages.train_head.heads.checkpoint import load_head, require_same_priors, weights_digest
     from stages.train_head.heads.hub import fetch_head
@@ -90,7 +92,7 @@ def run(args: Evaluate) -> None:
         print(f"no pictures: {error} (--data-root says where the images are)")
         cases = []
     paths = write_report(args.out, evaluation, cases)
-    print(markdown(evaluation))
+    print(markdown(evaluation, breakdown=False))
     print(
         f"evaluate: {objects} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted as "
         f"misses); cache: {shown_bytes(read)}; {time.perf_counter() - start:.1f} s\n"

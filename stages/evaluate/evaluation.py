@@ -1,7 +1,7 @@
 """All that one evaluation found, and metrics.json, the file that holds it.
 
-    {"schema": 3, "run": {…}, "results": [a `Measure` each, its value as value, low, high], "curves": {…},
-     "text_models": {…}, "failures": {sample: reason}}
+{"schema": 3, "run": {…}, "results": [a `Measure` each, its value as value, low, high], "curves": {…},
+ "text_models": {…}, "failures": {sample: reason}}
 """
 
 from __future__ import annotations
@@ -65,12 +65,14 @@ def is_evaluation(folder: Path) -> bool:
 
 
 def read_metrics(place: Path) -> Evaluation:
-    """The evaluation in metrics.json, or in a folder that holds one. PipelineError: there is none, or it is not ours."""
+    """The evaluation in a metrics.json, or in a folder with one. PipelineError: there is none, or it is not ours."""
     path = place / METRICS_FILE if place.is_dir() else place
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PipelineError(f"{path} can not be read ({error.strerror}): give the --out folder of an `evaluate`") from None
+        raise PipelineError(
+            f"{path} can not be read ({error.strerror}): give the --out folder of an `evaluate`"
+        ) from None
     except (ValueError, RecursionError):
         raise PipelineError(f"{path} is no JSON: give the --out folder of an `evaluate`") from None
     if not isinstance(record, dict) or "schema" not in record:

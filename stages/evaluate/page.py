@@ -1,4 +1,4 @@
-"""The HTML page of an evaluation: one file, no scripts, fonts or pictures from elsewhere, and a policy that forbids them."""
+"""The HTML page of an evaluation: one file; no scripts, nothing from elsewhere, and a policy that forbids them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ Line = tuple[str, str]  # name, SVG points
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Charts:
-    """Of a section. lines: (title, name of the x axis, lines).  forests: (title, (label, value) each).  groups: shown."""
+    """Of a section. lines: (title, name of the x axis, lines).  forests: (title, (label, value) each).
+
+    groups: the names of those that the breakdown tells apart.
+    """
 
     lines: list[tuple[str, str, list[Line]]]
     forests: list[tuple[str, list[tuple[str, Estimate | None]]]]
     groups: str
 
 
-def page(
-    evaluation: Evaluation, cases: Sequence[Case] = (), conversations: Sequence[ConversationCase] = ()
-) -> str:
+def page(evaluation: Evaluation, cases: Sequence[Case] = (), conversations: Sequence[ConversationCase] = ()) -> str:
     """Every text is escaped: expressions and failure reasons come from data."""
     run, lam = evaluation.run, evaluation.run.get("lam")
     found = sections(evaluation.measures, lam=lam)
@@ -49,10 +50,8 @@ def page(
         "report.html.j2",
         e=evaluation,
         plain={name: value for name, value in run.items() if name not in nested},
-        nested={name: _json(value, indent=2) for name, value in nested.items()},
-        text_models={
-            name: value if isinstance(value, str) else _json(value) for name, value in evaluation.text_models.items()
-        },
+        nested={name: json.dumps(value, indent=2, ensure_ascii=False, default=str) for name, value in nested.items()},
+        text_models={name: _spoken(value) for name, value in evaluation.text_models.items()},
         tiles=_tiles(found, evaluation.measures, lam),
         sections=[(section, _charts(section, evaluation)) for section in found],
         failures=list(evaluation.failures.items())[:_FAILURES_SHOWN],
@@ -107,7 +106,11 @@ def _charts(section: Section, evaluation: Evaluation) -> Charts:
     ours = [each for each in evaluation.measures if each.protocol == section.protocol]
     places = list(dict.fromkeys(f"{each.dataset} {each.split}" for each in ours))
     lines = [
-        (f"Recall, {name}", "IoU threshold", [(line, _points(points)) for line, points in evaluation.curves[name].items()])
+        (
+            f"Recall, {name}",
+            "IoU threshold",
+            [(line, _points(points)) for line, points in evaluation.curves[name].items()],
+        )
         for name in places
         if section.protocol == "png" and name in evaluation.curves
     ]
@@ -165,8 +168,11 @@ def _sides(case: ConversationCase) -> list[tuple[str, Any, str]]:
     ]
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+def _spoken(value: Any) -> str:
+    """ "name: token_f1, stand-in: true" """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_spoken(each)}" for name, each in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _data_url(picture: Image.Image) -> str:

@@ -1,6 +1,6 @@
 """What an evaluation leaves behind: metrics.json (for programs), results.md (for a README), report.html and sheet.png.
 
-    paths = write_report(out_dir, Evaluation(run={"lmm": "tiny", ...}, measures=summarise_res(results), ...), cases)
+paths = write_report(out_dir, Evaluation(run={"lmm": "tiny", ...}, measures=summarise_res(results), ...), cases)
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from manifests.errors import DatasetError
 from manifests.masks import area, decode
 from manifests.schema import Object, Sample
 from stages.evaluate.baselines import Lexicon, NounPhrases
+from stages.evaluate.evaluation import Evaluation
 from stages.evaluate.keywords import (
     KeywordRow,
     WordResult,
@@ -28,9 +29,9 @@ from stages.evaluate.keywords import words_of as words_in
 from stages.evaluate.metrics import intersection_union
 from stages.evaluate.pictures import Case, choose_cases
 from stages.evaluate.png import summarise_png
-from stages.evaluate.report import Evaluation
 from stages.evaluate.res import summarise_res
 from stages.evaluate.results import ObjectResult, Which, by_split
+from stages.evaluate.rows import as_measures
 from stages.extract.images import open_image
 from stages.train_head.data import PriorsLike, as_box, prefetch, read_batch, splits_of
 from stages.train_head.heads.base import Head, ImageLogits, crop_resize, to_image_masks
@@ -171,10 +172,13 @@ def summarise(outcome: Outcome, priors: PriorsLike, head: Head, *, lam: float, r
         sweep += sweep_keywords(words)
     return Evaluation(
         run=run,
-        res=[row for kind in kinds for row in summarise_res(outcome.referring, kind)],
-        png=[row for kind in kinds for row in summarise_png(outcome.narrative, kind)],
-        keywords=[row for row in keywords if row is not None],
-        sweep=sweep,
+        measures=[
+            *as_measures(
+                [row for kind in kinds for row in summarise_res(outcome.referring, kind)],
+                [row for kind in kinds for row in summarise_png(outcome.narrative, kind)],
+                [*(row for row in keywords if row is not None), *(row for row in sweep if row.lam != lam)],
+            )
+        ],
         failures=outcome.failures,
     )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from stages.evaluate.bootstrap import Estimate
 from stages.evaluate.evaluation import Evaluation
@@ -23,19 +23,21 @@ from stages.evaluate.titles import ProtocolTitle, metric_title, protocol_title
 
 LAMBDA: Final = re.compile(r"^(.*\S)\s*\(?λ\s*=\s*(\d+(?:\.\d+)?)\)?$")
 """A method at a threshold of the keyword selector: "selector λ=0.3"."""
+Column = tuple[str, str]  # group, metric
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """note: number of the note that says why there is no value, counted from 1; 0 for none."""
+    """note: number of the note that says why there is no value, counted from 1; 0 for none.  mark: of a comparison."""
 
     value: Estimate | None = None
     note: int = 0
+    mark: Literal["best", "near", ""] = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One line. group: "" where groups are columns.  published: whose line it is, None for ours (theirs has no counts)."""
+    """One line. group: "" where groups are columns.  published: whose line it is (without counts), None for ours."""
 
     dataset: str
     split: str
@@ -50,16 +52,17 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """columns: their titles.  grouped: have rows a group?"""
+    """columns: their titles.  keys: their (group, metric), group "" where rows have one, which `grouped` says."""
 
     columns: tuple[str, ...]
+    keys: tuple[Column, ...]
     rows: tuple[Row, ...]
     grouped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """All of a protocol. breakdown: of final methods.  notes: why values are absent, each with its cure, and what published lines say of themselves."""
+    """All of a protocol. notes: why values are absent, each with its cure; then what published lines say."""
 
     protocol: str
     title: ProtocolTitle
@@ -68,15 +71,17 @@ class Section:
     notes: tuple[str, ...]
 
 
-Column = tuple[str, str]  # group, metric; group "" where rows have one
 Key = tuple[str, str, str, str]  # dataset, split, method, group of a row
 
 
-def sections(measures: Sequence[Measure], *, lam: float | None = None) -> list[Section]:
-    """A section per protocol, in the order of their first measure. lam: the run's threshold; other λ are left out."""
+def sections(measures: Sequence[Measure], *, lam: float | None = None, finals: bool = True) -> list[Section]:
+    """A section per protocol, in the order of their first measure.
+
+    lam: the run's threshold; other λ are left out.  finals: break only the final methods down.
+    """
     shown = [each for each in measures if not in_sweep(each.method, lam)]
     return [
-        _section(protocol, [each for each in shown if each.protocol == protocol])
+        _section(protocol, [each for each in shown if each.protocol == protocol], finals)
         for protocol in dict.fromkeys(each.protocol for each in shown)
     ]
 
@@ -104,13 +109,15 @@ def finals_of(measures: Sequence[Measure], of: Measure) -> list[str]:
     return list(dict.fromkeys(kept or methods))
 
 
-def _section(protocol: str, measures: Sequence[Measure]) -> Section:
+def _section(protocol: str, measures: Sequence[Measure], finals: bool) -> Section:
     title = protocol_title(protocol)
     groups = list(dict.fromkeys(each.group for each in measures))
     main = main_groups(protocol, groups)
     theirs = beside({(each.protocol, each.dataset, each.split) for each in measures})
     notes = list(dict.fromkeys(each.absent for each in measures if each.value is None and each.absent))
-    rest = [each for each in measures if each.group not in main and each.method in finals_of(measures, each)]
+    rest = [each for each in measures if each.group not in main]
+    if finals:
+        rest = [each for each in rest if each.method in finals_of(measures, each)]
     return Section(
         protocol=protocol,
         title=title,
@@ -137,7 +144,7 @@ def _table(
     order = list(dict.fromkeys((row.dataset, row.split) for row in ours))
     lines.sort(key=lambda row: order.index((row.dataset, row.split)))  # stable: theirs below ours
     titles = tuple(_column_title(column, groups, metrics) for column in columns)
-    return Table(columns=titles, rows=tuple(lines), grouped=grouped)
+    return Table(columns=titles, keys=tuple(columns), rows=tuple(lines), grouped=grouped)
 
 
 def _row(key: Key, found: Mapping[Column, Measure], columns: Sequence[Column], notes: Sequence[str]) -> Row:
@@ -145,9 +152,7 @@ def _row(key: Key, found: Mapping[Column, Measure], columns: Sequence[Column], n
     for column in columns:
         measure = found.get(column)
         absent = measure is not None and measure.value is None and measure.absent
-        cells.append(
-            Cell(value=measure.value if measure else None, note=notes.index(absent) + 1 if absent else 0)
-        )
+        cells.append(Cell(value=measure.value if measure else None, note=notes.index(absent) + 1 if absent else 0))
     dataset, split, method, group = key
     every = list(found.values())
     return Row(
@@ -205,11 +210,18 @@ def markdown(evaluation: Evaluation, *, breakdown: bool = True) -> str:
     """The tables as GitHub Markdown, in percent with 95 % intervals over images; `breakdown`: those by group too."""
     parts = []
     for section in sections(evaluation.measures, lam=evaluation.run.get("lam")):
-        parts.append(f"### {_line(section.title.title)}\n")
-        parts += [_markdown_table(table, section) for table in (section.main, section.breakdown if breakdown else None) if table]
-        if section.notes:
-            parts.append("\n".join(f"{number}. {_line(note)}" for number, note in enumerate(section.notes, 1)) + "\n")
+        parts += markdown_section(section, breakdown=breakdown)
     return "\n".join(parts)
+
+
+def markdown_section(section: Section, *, breakdown: bool = True) -> list[str]:
+    """Its title, tables and notes, each with the end of its last line."""
+    parts = [f"### {_line(section.title.title)}\n", _markdown_table(section.main, section)]
+    if section.breakdown and breakdown:
+        parts.append(_markdown_table(section.breakdown, section))
+    if section.notes:
+        parts.append("\n".join(f"{number}. {_line(note)}" for number, note in enumerate(section.notes, 1)) + "\n")
+    return parts
 
 
 def _markdown_table(table: Table, section: Section) -> str:
@@ -218,10 +230,15 @@ def _markdown_table(table: Table, section: Section) -> str:
     for row in table.rows:
         method = f"*{row.method}, [published]({row.published.source})*" if row.published else row.method
         counts = ["", ""] if row.published else [str(row.items), str(row.failed)]
-        cells = ["" if row.published and cell.value is None else interval(cell.value) + (f" ({cell.note})" if cell.note else "") for cell in row.cells]
+        cells = ["" if row.published and not cell.value else _markdown_cell(cell) for cell in row.cells]
         lines.append([f"{row.dataset} {row.split}", method, *([row.group] if table.grouped else []), *cells, *counts])
     left = 3 if table.grouped else 2
     return markdown_table(head, lines, left)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = interval(cell.value) + (f" ({cell.note})" if cell.note else "")
+    return f"**{text}**" if cell.mark == "best" else f"{text} ≈" if cell.mark == "near" else text
 
 
 def markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:

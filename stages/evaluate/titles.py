@@ -21,8 +21,8 @@ class ProtocolTitle:
 
 
 _RES: Final = (
-    "cIoU sums intersections and unions over all objects, mIoU weighs every object the same, P@t is the share of objects "
-    "with an IoU of at least t."
+    "cIoU sums intersections and unions over all objects, mIoU weighs every object the same, P@t is the share of "
+    "objects with an IoU of at least t."
 )
 _GCG: Final = (
     "The LMM writes a caption, its phrases are found and grounded. METEOR and CIDEr of the caption, AP50 of the masks, "
@@ -56,7 +56,10 @@ PROTOCOLS: Final = {
         headline=("all", "giou"),
     ),
     "gcg": ProtocolTitle(
-        title="Grounded conversation, as the public script counts", about=_GCG, items="captions", headline=("all", "miou")
+        title="Grounded conversation, as the public script counts",
+        about=_GCG,
+        items="captions",
+        headline=("all", "miou"),
     ),
     "gcg-strict": ProtocolTitle(
         title="Grounded conversation, the script's faults mended",
@@ -66,8 +69,8 @@ PROTOCOLS: Final = {
     ),
     "keywords": ProtocolTitle(
         title="Keywords",
-        about="Which words of a text are to be grounded. A phrase is right if exactly its words are a true phrase; under "
-        "“overlap”, if it shares more than half of the words with one.",
+        about="Which words of a text are to be grounded. A phrase is right if exactly its words are a true phrase; "
+        "under “overlap”, if it shares more than half of the words with one.",
         items="texts",
         headline=("word", "f1"),
         main=("word", "phrase", "overlap"),

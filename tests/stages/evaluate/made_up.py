@@ -24,7 +24,14 @@ def measure(metric: str = "ciou", value: float | None = 0.5, *, reach: float | N
     if value is not None:
         low, high = (None, None) if reach is None else (value - reach, value + reach)
         found = Estimate(value=value, low=low, high=high)
-    given = {"protocol": "res-flmm", "dataset": "refcoco", "split": "val", "method": "refined", "images": 40, "items": 90}
+    given = {
+        "protocol": "res-flmm",
+        "dataset": "refcoco",
+        "split": "val",
+        "method": "refined",
+        "images": 40,
+        "items": 90,
+    }
     return Measure(**given | {"metric": metric, "value": found} | changes)
 
 
@@ -50,7 +57,9 @@ def png(**of: Any) -> Iterator[Measure]:
 def reasonseg(**of: Any) -> Iterator[Measure]:
     for group in ("all", "short", "long"):
         for k, metric in enumerate(("giou", "ciou", "ciou_normalised")):
-            yield measure(metric, 0.4 + 0.05 * k, **{"protocol": "reasonseg", "dataset": "reasonseg", "group": group} | of)
+            yield measure(
+                metric, 0.4 + 0.05 * k, **{"protocol": "reasonseg", "dataset": "reasonseg", "group": group} | of
+            )
 
 
 def gcg(protocol: str = "gcg", **of: Any) -> Iterator[Measure]:
@@ -75,13 +84,13 @@ def everything(**run: Any) -> Evaluation:
     points = [(k / 10, 1 - (k / 10) ** 2) for k in range(11)]
     return Evaluation(
         run={
-            "lmm": "llava-hf/llava-1.5-7b-hf", "head": "unet-sam, 8,712,345 parameters, 8 epochs", "weights": "8b7c" * 16,
+            "lmm": "llava-hf/llava-1.5-7b-hf", "head": "unet-sam, 8,712,345 parameters", "weights": "8b7c" * 16,
             "cache": "/fast/llava-refcoco", "samples": 120, "lam": 0.3, "seconds": 12.5,
             "identity": {"merge": "mean", "lmm": {"dtype": "bfloat16"}}, **run,
         },
         measures=[
-            *res(), *res(split="testA", base=0.75), *res(dataset="scenes-refcoco", base=0.8), *res("res-lisa", base=0.6),
-            *png(dataset="png"), *reasonseg(), *gcg(), *gcg("gcg-strict"), *keywords(),
+            *res(), *res(split="testA", base=0.75), *res(dataset="scenes-refcoco", base=0.8),
+            *res("res-lisa", base=0.6), *png(dataset="png"), *reasonseg(), *gcg(), *gcg("gcg-strict"), *keywords(),
         ],
         text_models={"similarity": {"name": "token_f1", "stand-in": True}, "noun chunks": "spaCy en_core_web_sm 3.8.0"},
         failures={"refcoco-17": "the image is truncated (3,124 of 81,920 bytes)", "refcoco-18": "an empty expression"},
@@ -114,10 +123,14 @@ def case(kind: str = "best", caption: str = "the red square on the left") -> Cas
     )  # fmt: skip
 
 
-def conversation(kind: str = "best", words: str = "There is a red square next to a large blue square on grey ground .") -> ConversationCase:
+def conversation(
+    kind: str = "best", words: str = "There is a red square next to a large blue square on grey ground ."
+) -> ConversationCase:
     said = tuple(words.split())
     red, blue = square(60, 80, 8, 10, 22), square(60, 80, 24, 44, 28)
-    numbers = tuple([-1, -1, 0, 0, 0, -1, -1, 1, 1, 1, 1] + [-1] * (len(said) - 11)) if len(said) > 11 else (0,) * len(said)
+    numbers = (
+        tuple([-1, -1, 0, 0, 0, -1, -1, 1, 1, 1, 1] + [-1] * (len(said) - 11)) if len(said) > 11 else (0,) * len(said)
+    )
     reference = ("A", "crimson", "square", "and", "a", "ball")
     return ConversationCase(
         image=picture(),
