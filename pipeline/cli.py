@@ -11,12 +11,25 @@ from typing import Annotated, Any
 import tyro
 
 from manifests.errors import PipelineError
-from pipeline import ablate, analyze, cache, evaluate, extract, import_head, inspect, manifest, push_head, train_head
+from pipeline import (
+    ablate,
+    analyze,
+    cache,
+    compare,
+    evaluate,
+    extract,
+    import_head,
+    inspect,
+    manifest,
+    push_head,
+    train_head,
+)
 
 Command = (
     Annotated[extract.Extract, tyro.conf.subcommand("extract")]
     | Annotated[train_head.TrainHead, tyro.conf.subcommand("train-head")]
     | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[compare.Compare, tyro.conf.subcommand("compare")]
     | Annotated[import_head.ImportHead, tyro.conf.subcommand("import-head")]
     | Annotated[push_head.PushHead, tyro.conf.subcommand("push-head")]
     | Annotated[analyze.Analyze, tyro.conf.subcommand("analyze")]
@@ -29,6 +42,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     extract.Extract: extract.run,
     train_head.TrainHead: train_head.run,
     evaluate.Evaluate: evaluate.run,
+    compare.Compare: compare.run,
     import_head.ImportHead: import_head.run,
     push_head.PushHead: push_head.run,
     analyze.Analyze: analyze.run,

@@ -56,10 +56,11 @@ def run(args: Evaluate) -> None:
     from manifests.errors import DatasetError
     from stages.evaluate.cases import draw_cases, draw_conversations
     from stages.evaluate.evaluation import is_evaluation
-    from stages.evaluate.report import markdown, write_report
+    from stages.evaluate.report import write_report
     from stages.evaluate.results import TABLE, write_objects
     from stages.evaluate.scoring import Outcome, held_out
     from stages.evaluate.stage import summarise
+    from stages.evaluate.tables import markdown
     from stages.train_head.heads import head_class
     from stages.train_head.heads.checkpoint import load_head, require_same_priors
     from stages.train_head.heads.hub import fetch_head
@@ -94,7 +95,7 @@ def run(args: Evaluate) -> None:
         print(f"no pictures: {error} (--data-root says where the images are)")
         cases, talks = [], []
     paths = write_report(args.out, evaluation, cases, talks)
-    print(markdown(evaluation))
+    print(markdown(evaluation, breakdown=False))
     print(
         f"evaluate: {len(objects)} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted "
         f"as misses); cache: {shown_bytes(bytes_read(priors, head))}; {time.perf_counter() - start:.1f} s\n"

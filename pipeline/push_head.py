@@ -90,11 +90,12 @@ def evaluation_of(head: Head, folder: Path, evaluation: Path) -> dict[str, Any]:
     """metrics.json of an evaluation. PipelineError: there is none; IdentityMismatch: of another head, other priors."""
     from cache.derive import content_of
     from cache.identity import differing
-    from stages.evaluate.report import is_evaluation
+    from stages.evaluate.evaluation import is_evaluation, read_metrics
     from stages.train_head.heads.checkpoint import METRICS_FILE, read_json, weights_digest
 
     if not is_evaluation(evaluation):
         raise PipelineError(f"--evaluation {evaluation} holds no metrics.json of `evaluate`: give its --out folder")
+    read_metrics(evaluation)  # refuses what an older version wrote, and what is damaged
     metrics = read_json(evaluation / METRICS_FILE, "evaluate again")
     ours = {"priors": content_of(head.priors or {}), "weights": weights_digest(folder)}
     theirs = {"priors": content_of(metrics["run"].get("identity", {})), "weights": metrics["run"].get("weights")}

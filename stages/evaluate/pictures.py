@@ -8,7 +8,7 @@ Panels are drawn at twice their size and reduced, so that outlines are smooth on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -89,26 +89,34 @@ def choose_cases(results: Sequence[ObjectResult], each: int = 2, seed: int = 0) 
     """
     table = columns(results, "refined")
     drawable = np.flatnonzero(~table.failed)
-    if not len(drawable):
+    chosen = pick(table.iou[drawable], table.images[drawable].tolist(), each, seed)
+    return [(kind, int(drawable[place])) for kind, place in chosen]
+
+
+def pick(quality: np.ndarray, images: Sequence[Hashable], each: int, seed: int = 0) -> list[tuple[str, int]]:
+    """`each` of best, median, worst and random by float [n] `quality`, as (kind, place).
+
+    Nothing twice, no two of one of `images` [n] within a kind.
+    """
+    if not len(quality):
         return []
-    ious = table.iou[drawable]
     orders = {
-        "best": np.argsort(-ious, kind="stable"),
-        "median": np.argsort(np.abs(ious - np.median(ious)), kind="stable"),
-        "worst": np.argsort(ious, kind="stable"),
-        "random": np.random.default_rng(seed).permutation(len(ious)),
+        "best": np.argsort(-quality, kind="stable"),
+        "median": np.argsort(np.abs(quality - np.median(quality)), kind="stable"),
+        "worst": np.argsort(quality, kind="stable"),
+        "random": np.random.default_rng(seed).permutation(len(quality)),
     }
     taken: set[int] = set()
     chosen: list[tuple[str, int]] = []
     for kind in _KINDS:
-        images: set[str] = set()
-        for index in drawable[orders[kind]].tolist():
-            if len(images) == each:
+        seen: set[Hashable] = set()
+        for place in orders[kind].tolist():
+            if len(seen) == each:
                 break
-            if index not in taken and results[index].image_id not in images:
-                taken.add(index)
-                images.add(results[index].image_id)
-                chosen.append((kind, index))
+            if place not in taken and images[place] not in seen:
+                taken.add(place)
+                seen.add(images[place])
+                chosen.append((kind, place))
     return chosen
 
 
@@ -213,16 +221,21 @@ def masked_picture(image: np.ndarray, mask: np.ndarray, colour: Colour, side: in
     grey = base.convert("L").convert("RGB")  # a tint on colours would be muddy
     pale = Image.blend(grey, Image.new("RGB", base.size, PAPER), 0.45)
     tinted = Image.blend(grey, Image.new("RGB", base.size, colour), 0.6)
-    inside = _enlarged_mask(mask, base.size)
+    inside = enlarged_mask(mask, base.size)
     picture = Image.composite(tinted, pale, inside)
+    outline(picture, inside, colour)
+    return picture.reduce(2)
+
+
+def outline(picture: Image.Image, inside: Image.Image, colour: Colour) -> None:
+    """Draws the edge of a mask (mode L, 0 or 255, of the picture's size) in its colour, with a white edge around it."""
     core = np.asarray(inside.filter(ImageFilter.MinFilter(3)))
     for reach, ink in ((9, PAPER), (5, colour)):
         around = np.asarray(inside.filter(ImageFilter.MaxFilter(reach)))
         picture.paste(ink, mask=Image.fromarray(around & ~core))
-    return picture.reduce(2)
 
 
-def _enlarged_mask(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def enlarged_mask(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """A mask at another size as mode L, 0 or 255: bilinear, cut at a half."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.BILINEAR)
     return grey.point(lambda value: 255 * (value >= 128))

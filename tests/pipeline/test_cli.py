@@ -24,6 +24,7 @@ OPTIONS = {
                    "--sam-checkpoint"],
     "evaluate": ["--cache", "--images", "--head", "--out", "--splits", "--lam", "--batch-size", "--data-root",
                  "--device"],
+    "compare": ["--out"],
     "import-head": ["--file", "--cache", "--out"],
     "push-head": ["--head", "--head-class", "--repo", "--evaluation", "--private", "--license", "--dry-run", "--out"],
     "analyze": ["--cache", "--images", "--out", "--split", "--samples", "--data-root", "--clusters", "--pictures",

@@ -118,7 +118,7 @@ def test_heads_take_them_and_only_what_they_were_trained_on(
     cli("cache", "encode", "--cache", six, "--to", tmp_path / "log8")
     cli("cache", "prune", "--cache", small_cache, "--to", other, "--channels", "0,1,2,3,4,5")
     cli("evaluate", "--cache", packed, "--head", head, "--out", tmp_path / "a", "--splits", "testB")  # the same values
-    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["res"]
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["results"]
     capsys.readouterr()
     for cache in (other, small_cache, tmp_path / "log8"):
         cli("evaluate", "--cache", cache, "--head", head, "--out", tmp_path / "b", "--splits", "testB", expect=2)

@@ -107,6 +107,17 @@ def test_other_samples_of_the_same_priors_are_welcome(head: Path, tmp_path: Path
     assert (tmp_path / "o" / "metrics.json").exists() and (tmp_path / "o" / "README.md").exists()
 
 
+def test_an_evaluation_of_an_older_version_is_refused(
+    head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "metrics.json").write_text(json.dumps({"schema": 2, "protocols": [], "run": {}, "res": []}))
+    cli("push-head", "--head", head, "--repo", "ann/head", "--evaluation", results, "--dry-run", expect=2)
+    error = capsys.readouterr().err.strip()
+    assert "schema '2', this one reads 3" in error and "evaluate again" in error and "\n" not in error
+
+
 def test_imported_weights_can_not_be_given_a_licence(
     head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +177,11 @@ def test_evaluate_push_and_evaluate_from_the_hub(
     assert here["run"]["weights"] == there["run"]["weights"]
     assert "extract --lmm tiny" in card.text and "knows rendered coloured shapes" in card.text
     values = [each.metric_value for each in card.data.eval_results if each.metric_type == "ciou"]
-    assert values == [row["ciou"]["value"] for row in here["res"] if row["which"] == "refined"]
+    assert values == [
+        row["value"]["value"]
+        for row in here["results"]
+        if (row["metric"], row["method"], row["group"]) == ("ciou", "refined", "all")
+    ]
     other = tmp_path / "other"
     shutil.copytree(tmp_path / "here", other)
     cli("push-head", "--head", small_head / "best", "--repo", "ann/best", "--evaluation", other, "--dry-run", expect=2)

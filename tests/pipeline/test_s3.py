@@ -59,6 +59,6 @@ def test_a_cache_on_s3_is_begun_killed_finished_and_used(
         cli("train-head", "--cache", cache, "--out", head, "--epochs", "1", "--no-refiner")
         cli("evaluate", "--cache", cache, "--head", head, "--out", out, "--splits", "testA", "--data-root", data_root)
         results.append(
-            ((head / "model.safetensors").read_bytes(), json.loads((out / "metrics.json").read_text())["res"])
+            ((head / "model.safetensors").read_bytes(), json.loads((out / "metrics.json").read_text())["results"])
         )
     assert results[0] == results[1]

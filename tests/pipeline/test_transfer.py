@@ -51,6 +51,6 @@ def test_training_and_evaluation_from_the_file(small_cache: Path, small_head: Pa
         cli("train-head", "--cache", *cache, "--out", head, "--epochs", "1", "--no-refiner")
         cli("evaluate", "--cache", *cache, "--head", head, "--out", out, "--splits", "testB")
         metrics = json.loads((out / "metrics.json").read_text())
-        results.append(((head / "model.safetensors").read_bytes(), metrics["res"]))
+        results.append(((head / "model.safetensors").read_bytes(), metrics["results"]))
     assert results[0] == results[1] and results[0][1]
     cli("evaluate", "--cache", alone, "--head", tmp_path / "head0", "--out", tmp_path / "out")  # needs no images

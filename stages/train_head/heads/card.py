@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any, Final
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 
 from manifests.errors import ModelError
 from stages.extract.presets import PRESETS, TINY
 from stages.train_head.heads.base import Head
+from stages.train_head.heads.card_results import result_tables, results
 
 LIBRARY: Final = "frozen-lmm-grounding"
 UNSPECIFIED: Final = "unspecified by the author"
-GROUPS: Final = ("all", "thing", "stuff", "singular", "plural")
 SHARED_IMAGES: Final = ("refcoco", "png")  # datasets whose splits share images with one another's
 
 
@@ -31,7 +31,7 @@ def model_card(head: Head, repo: str | None = None) -> ModelCard:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell, "code": code, "percent": percent}
+    environment.filters |= {"cell": cell, "code": code}
     try:
         return ModelCard(environment.get_template("card.md.j2").render(_facts(head, repo)))
     except (KeyError, TypeError, AttributeError, ValueError, TemplateError) as error:
@@ -61,7 +61,7 @@ def _facts(head: Head, repo: str | None) -> dict[str, Any]:
         "provenance": list(record.get("provenance", {}).items()),
         "license": license_of(record),
         "evaluation": head.evaluation,
-        "results": results(head.evaluation or {}),
+        "tables": result_tables(head.evaluation or {}),
         "extract": extract_command(record, identity),
         "own_class": None if HEADS.get(head.name) is type(head) else _word(record.get("head", "MODULE:CLASS")),
         "embedded": name == "tiny",
@@ -93,48 +93,6 @@ def license_of(record: dict[str, Any]) -> str:
 
 def _is_other(record: dict[str, Any]) -> bool:
     return "provenance" in record or "license" not in record
-
-
-def results(metrics: dict[str, Any]) -> list[EvalResult]:
-    """metrics.json -> cIoU and mIoU of RES, average recalls of PNG, word F1 of the keyword selector."""
-    found = []
-    for row in final(metrics.get("res", [])):
-        found += _results(row, "ciou", f"cIoU ({row['protocol']})", row["ciou"])
-        found += _results(row, "miou", f"mIoU ({row['protocol']})", row["miou"])
-    for row in final(metrics.get("png", [])):
-        for group in GROUPS:
-            found += _results(row, f"average_recall_{group}", f"average recall, {group}", _recall(row, group))
-    for row in metrics.get("keywords", []):
-        if row["method"] == "selector":
-            found += _results(row, "f1", f"word F1 (λ = {row['lam']:g})", row["word"]["f1"], "token-classification")
-    return found
-
-
-def _results(
-    row: dict[str, Any], kind: str, name: str, value: dict[str, Any] | None, task: str = "image-segmentation"
-) -> list[EvalResult]:
-    if value is None:
-        return []
-    return [
-        EvalResult(
-            task_type=task,
-            dataset_type=row["dataset"],
-            dataset_name=f"{row['dataset']} {row['split']}",
-            dataset_split=row["split"],
-            metric_type=kind,
-            metric_name=name,
-            metric_value=float(value["value"]),
-        )
-    ]
-
-
-def _recall(row: dict[str, Any], group: str) -> dict[str, Any] | None:
-    return row["groups"][group]["average_recall"]
-
-
-def final(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the last masks: refined ones, coarse ones where the head has no refiner."""
-    return [row for row in rows if row["which"] == "refined"] or list(rows)
 
 
 def lmm_name(record: dict[str, Any]) -> str:
@@ -200,16 +158,6 @@ def code(value: Any) -> str:
     """The same, set as code."""
     text = value if isinstance(value, str) else json.dumps(value)
     return f"`{' '.join(text.split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
-
-
-def percent(value: dict[str, Any] | float | None) -> str:
-    """ "62.9 [61.0, 64.8]" of a value in [0, 1] and its interval."""
-    if value is None:
-        return "–"
-    if not isinstance(value, dict):
-        return f"{100 * value:.1f}"
-    shown = f"{100 * value['value']:.1f}"
-    return shown if value["low"] is None else f"{shown} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
 
 
 def _number(value: Any) -> str:

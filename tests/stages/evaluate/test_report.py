@@ -1,196 +1,161 @@
-"""The report: hostile text stays text, nothing is loaded from elsewhere, every file says the same numbers."""
+"""metrics.json and the other files: every number comes back, foreign and damaged files are one line."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from manifests.errors import PipelineError
 from stages.evaluate import report
-from stages.evaluate.bootstrap import Estimate
-from stages.evaluate.keywords import WordResult, summarise_chooser, summarise_keywords, sweep_keywords
+from stages.evaluate.evaluation import Evaluation, is_evaluation, metrics, read_metrics
 from stages.evaluate.pictures import draw_sheet
-from stages.evaluate.png import summarise_png
-from stages.evaluate.report import Evaluation, is_evaluation, markdown, metrics, page, write_report
-from stages.evaluate.res import summarise_res
+from stages.evaluate.report import write_report
+from tests.stages.evaluate.made_up import NO_JAVA, conversation, everything, measure
 
-HOSTILE = "<script>alert('x')</script><img src=http://evil.example/x.png onerror=alert(1)>\" & 'ring'"
-
-
-class Reader(HTMLParser):
-    """Collects tags with their attributes, and the text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def attributes(self, name: str) -> list[str]:
-        return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
+FILES = ["metrics.json", "report.html", "results.md"]
 
 
-@pytest.fixture
-def evaluation(make_object, make_missed) -> Evaluation:
-    results = [make_object(10 * k, 100, 90, image_id=f"i{k}", is_thing=k % 2 == 0) for k in range(8)]
-    results.append(make_missed(90, sample_id=HOSTILE, image_id="i9"))
-    words = [
-        WordResult(
-            sample_id=str(k),
-            dataset="scenes-png" if k < 4 else "shifted-png",
-            split="val",
-            image_id=str(k),
-            words=("the", "ring", "."),
-            truth=np.array([0, 0, -1]),
-            scores=np.array([0.2 * k, 0.9, 0.1]),
-        )
-        for k in range(5)
-    ]
-    return Evaluation(
-        run={"lmm": "tiny", "head": HOSTILE, "lam": 0.3, "seconds": 1.5, "identity": {"cache": {"weights": HOSTILE}}},
-        res=[*summarise_res(results), *summarise_res(results, "coarse")],
-        png=summarise_png([replace(r, dataset="png") for r in results]),
-        keywords=[
-            summarise_keywords(words[:4], 0.3),
-            summarise_chooser(words[:4], "nothing", lambda w: np.full(len(w), -1)),
-            summarise_keywords(words[4:], 0.3),
-        ],
-        sweep=[*sweep_keywords(words[:4]), *sweep_keywords(words[4:])],
-        failures={HOSTILE: HOSTILE},
-    )
-
-
-def test_hostile_text_stays_text(evaluation: Evaluation, make_case) -> None:
-    html = page(evaluation, [make_case(caption=HOSTILE, kind="best")])
-    reader = Reader(html)
-    assert not {"script", "iframe", "object", "embed", "link", "base", "form"} & {tag for tag, _ in reader.tags}
-    assert not [name for _, attrs in reader.tags for name in attrs if name.startswith("on")]
-    shown = "".join(reader.text)
-    assert shown.count("<script>alert('x')</script>") >= 5  # title, heading, caption, failure, identity
-
-
-def test_the_page_loads_nothing(evaluation: Evaluation, make_case) -> None:
-    html = page(evaluation, [make_case(), make_case()])
-    reader = Reader(html)
-    assert reader.attributes("href") == reader.attributes("srcset") == []
-    sources = reader.attributes("src")
-    assert len(sources) == 6  # two cases of image, truth and mask
-    for source in sources:
-        head, data = source.split(",", 1)
-        assert head == "data:image/jpeg;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(data))).size == (320, 240)
-    style = html[html.index("<style>") : html.index("</style>")]
-    assert "url(" not in style and "@import" not in style
-    policy = next(attrs["content"] for _, attrs in reader.tags if attrs.get("http-equiv") == "Content-Security-Policy")
-    assert policy is not None and policy.startswith("default-src 'none'; img-src data:;")
-
-
-def test_metrics_json_is_plain_json_with_all_the_numbers(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    evaluation = everything()
     paths = write_report(tmp_path / "new" / "folder", evaluation)
+    assert read_metrics(paths.metrics) == read_metrics(paths.metrics.parent) == evaluation
     found = json.loads(paths.metrics.read_text(encoding="utf-8"))
-    assert found["protocols"] == ["flmm", "keywords", "png"]
-    assert found["run"]["identity"] == {"cache": {"weights": HOSTILE}}
-    refined, coarse = found["res"]
-    assert (refined["which"], coarse["which"]) == ("refined", "coarse")
-    assert refined["ciou"]["value"] == pytest.approx(280 / 890)
-    assert refined["ciou"]["low"] < refined["ciou"]["value"] < refined["ciou"]["high"]
-    assert (refined["objects"], refined["failed"], found["failed_samples"]) == (9, 1, 1)
-    assert found["failures"] == {HOSTILE: HOSTILE}
-    assert found["png"][0]["groups"]["plural"]["average_recall"] is None
-    assert len(found["png"][0]["thresholds"]) == len(found["png"][0]["groups"]["all"]["recall"])
-    assert found["keywords"][1]["word"]["precision"] is None
-    assert len(found["keyword_sweep"]) == 2 * 19
-    assert [row["dataset"] for row in found["keywords"]] == ["scenes-png", "scenes-png", "shifted-png"]
+    assert list(found) == ["schema", "run", "results", "curves", "text_models", "failures"] and found["schema"] == 3
+    first = found["results"][0]
+    assert first["value"] == {"value": 0.7, "low": pytest.approx(0.68), "high": pytest.approx(0.72)}
+    assert (first["protocol"], first["dataset"], first["split"], first["method"], first["group"], first["metric"]) == (
+        "res-flmm", "refcoco", "val", "refined", "all", "ciou",
+    )  # fmt: skip
+    meteor = next(row for row in found["results"] if row["metric"] == "meteor")
+    assert meteor["value"] is None and meteor["absent"] == NO_JAVA
 
 
-def test_markdown_shows_the_numbers(evaluation: Evaluation) -> None:
-    text = markdown(evaluation)
-    tables = [table.splitlines() for table in text.strip().split("\n\n")]
-    assert [len(table) - 2 for table in tables] == [2, 1, 3]
-    for table in tables:
-        assert len({line.count("|") for line in table}) == 1
-    row = evaluation.res[0]
-    assert f"| {100 * row.ciou.value:.1f} [{100 * row.ciou.low:.1f}, {100 * row.ciou.high:.1f}] |" in tables[0][2]
-    assert "| – | – |" not in tables[0][2] and "selector (λ = 0.3)" in tables[2][2]
-    assert [line.split(" | ")[0] for line in tables[2][2:]] == [
-        "| scenes-png val",
-        "| scenes-png val",
-        "| shifted-png val",
-    ]
-    assert "| P@0.5 | P@0.6 | P@0.7 | P@0.8 | P@0.9 |" in tables[0][0]
-    assert f"| {' | '.join(f'{100 * p:.1f}' for p in row.precision_at.values())} | 9 | 1 |" in tables[0][2]
-
-
-def test_the_page_shows_the_numbers(evaluation: Evaluation) -> None:
-    row = replace(evaluation.res[0], ciou=Estimate(value=0.1234, low=0.0567, high=0.2346))
-    html = page(replace(evaluation, res=[row]))
-    assert '<td class="n">12.3<small>5.7 – 23.5</small></td>' in html
-    assert "Recall, png val" in html and html.count("<polyline") == 3 + 2 * 4
-    assert "threshold, scenes-png val" in html and "threshold, shifted-png val" in html
-
-
-def test_a_head_without_a_refiner_has_headline_numbers_and_a_recall_chart(evaluation: Evaluation) -> None:
-    both, coarse = (
-        replace(
-            evaluation, res=res, png=[replace(r, which=res[-1].which) for r in evaluation.png], keywords=[], sweep=[]
-        )
-        for res in (evaluation.res, evaluation.res[1:])
-    )
-    html = page(coarse)
-    assert "Recall, png val" in html and html.count("<polyline") == 3
-    shown = "".join(Reader(html).text).split("Referring expressions")[0]
-    assert "cIoU" in shown and "average recall" in shown
-    assert page(both).count("<span>refcoco val</span>") == 1  # coarse rows are no headline where there are refined ones
-
-
-def test_an_empty_evaluation_still_reports(tmp_path: Path) -> None:
-    paths = write_report(tmp_path, Evaluation(run={}))
-    assert paths.sheet is None
-    assert "What was run" in paths.page.read_text(encoding="utf-8")
-    assert metrics(Evaluation(run={}))["protocols"] == []
-
-
-def test_the_page_has_all_cases_and_the_sheet_the_first(
-    evaluation: Evaluation, make_case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_files_of_a_report(make_case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "_SHEET_ROWS", 1)
-    paths = write_report(tmp_path, evaluation, [make_case()] * 3)
-    assert paths.page.read_text(encoding="utf-8").count('class="case"') == 3
-    assert paths.sheet is not None
-    assert paths.sheet.read_bytes() == draw_sheet([make_case()], tmp_path / "one.png").read_bytes()
+    first = write_report(tmp_path, everything(), [make_case()] * 3, [conversation()])
+    assert first.page.read_text(encoding="utf-8").count('class="case"') == 4
+    assert first.sheet is not None
+    assert first.sheet.read_bytes() == draw_sheet([make_case()], tmp_path / "one.png").read_bytes()
+    (tmp_path / "one.png").unlink()
+    write_report(tmp_path, Evaluation(run={"lmm": "other"}))  # a second run leaves nothing of the first
+    assert sorted(path.name for path in tmp_path.iterdir()) == FILES
+    assert read_metrics(tmp_path).run == {"lmm": "other"} and first.markdown.read_text() == ""
 
 
-def test_a_second_run_leaves_nothing_of_the_first(evaluation: Evaluation, make_case, tmp_path: Path) -> None:
-    first = write_report(tmp_path, evaluation, [make_case()])
-    assert first.sheet is not None and first.sheet.exists()
-    write_report(tmp_path, Evaluation(run={"lmm": "other"}))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.html", "results.md"]
-    assert json.loads(first.metrics.read_text(encoding="utf-8"))["run"] == {"lmm": "other"}
-
-
-def test_only_its_own_folders_are_recognised(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_only_its_own_folders_are_recognised(tmp_path: Path) -> None:
     assert not is_evaluation(tmp_path)
-    for foreign in ("[]", '{"schema": 2}', "not JSON", "\udcff"):
+    for foreign in ("[]", '{"schema": 2}', "not JSON", "\udcff", "[" * 100_000, '{"run": {}, "results": []}'):
         (tmp_path / "metrics.json").write_text(foreign, errors="surrogateescape")
         assert not is_evaluation(tmp_path)
-    write_report(tmp_path, evaluation)
+    for ours in ('{"schema": 2, "protocols": [], "run": {}}', '{"schema": 4, "results": [], "run": {}}'):
+        (tmp_path / "metrics.json").write_text(ours)
+        assert is_evaluation(tmp_path)
+    write_report(tmp_path, everything())
     assert is_evaluation(tmp_path)
 
 
 def test_nan_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_report(tmp_path / "out", Evaluation(run={"seconds": float("nan")}))
+    for bad in ({"run": {"seconds": float("nan")}}, {"run": {}, "measures": [measure(value=float("inf"))]}):
+        with pytest.raises(ValueError, match="JSON compliant"):
+            write_report(tmp_path / "out", Evaluation(**bad))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_half_a_surrogate_in_a_reason_is_no_obstacle(tmp_path: Path) -> None:
+    failures = {"a\udcff": "can not open b\udcff.jpg"}
+    paths = write_report(tmp_path, Evaluation(run={"cache": "c\udcff"}, failures=failures))
+    assert read_metrics(tmp_path).failures == failures and "b\\udcff.jpg" in paths.page.read_text(encoding="utf-8")
+
+
+def change(**fields: Any) -> dict[str, Any]:
+    return metrics(Evaluation(run={})) | fields
+
+
+def change_result(**fields: Any) -> dict[str, Any]:
+    record = metrics(Evaluation(run={}, measures=[measure()]))
+    return record | {"results": [record["results"][0] | fields]}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "can not be read (No such file"),
+        ("not JSON", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[1]", "is not of this program"),
+        ('{"accuracy": 1}', "is not of this program"),
+        ({"schema": 2, "protocols": [], "run": {}, "res": []}, "schema '2', this one reads 3): evaluate again"),
+        (change(schema="x" * 10**6), "of another version"),
+        ({"schema": 3}, "is damaged or not of this program ('run')"),
+        (change(run=[]), "'run' is no object"),
+        (change(results={}), "'results' is no list"),
+        (change(results=[1]), "has not the fields of a result"),
+        (change(failures=[1]), "'failures' is no object"),
+        (change(curves={"a": {"b": [[1]]}}), "not enough values"),
+        (change(curves={"a": {"b": [[1, "x"]]}}), "'x' is no number"),
+        (change_result(more=1), "has not the fields of a result"),
+        (change_result(value="0.5"), "damaged"),
+        (change_result(value={"value": True, "low": None, "high": None}), "'True' is no number"),
+        (change_result(value={"value": 1e999, "low": None, "high": None}), "'inf' is no number"),
+        (change_result(value={"value": 10**400, "low": None, "high": None}), "int too large"),
+        (change_result(value={"value": 0.5}), "'low'"),
+        (change_result(metric=None), "must be texts"),
+        (change_result(images=-1), "must be counts"),
+        (change_result(items="9"), "must be counts"),
+    ],
+)
+def test_what_can_not_be_read_is_one_line(content: Any, says: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "metrics.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(PipelineError) as error:
+        read_metrics(tmp_path)
+    line = str(error.value)
+    assert says in line and "metrics.json" in line and "\n" not in line and len(line) < 600
+    assert "evaluate" in line.rpartition(": ")[2]  # the cure
+
+
+RECORD = metrics(
+    replace(
+        everything(),
+        measures=[measure(), measure("meteor", None, absent="no Java")],
+        curves={"png val": {"all": [(0.0, 1.0)]}},
+    )
+)
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["value", "low", "a"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something can be put in another thing's place."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return [path, *(place for key, each in inner for place in places(each, (*path, key)))]
+
+
+@settings(max_examples=300, deadline=None)
+@given(place=st.sampled_from(places(json.loads(json.dumps(RECORD)))), junk=JUNK)
+def test_a_record_with_junk_in_it_is_read_or_refused(place: tuple[Any, ...], junk: Any, tmp_path_factory) -> None:
+    record = json.loads(json.dumps(RECORD))
+    inner: Any = {"": record}
+    for key in ("", *place)[:-1]:
+        inner = inner[key]
+    inner[("", *place)[-1]] = junk
+    folder = tmp_path_factory.getbasetemp() / "junk"
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(record if place else junk))
+    try:
+        found = read_metrics(folder)
+    except PipelineError as error:
+        assert "\n" not in str(error)
+    else:
+        assert metrics(found)["schema"] == 3

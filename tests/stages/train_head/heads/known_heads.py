@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cache.identity import plain
-from stages.evaluate.keywords import WordResult, summarise_chooser, summarise_keywords
-from stages.evaluate.png import summarise_png
-from stages.evaluate.report import Evaluation, metrics
-from stages.evaluate.res import summarise_res
-from stages.evaluate.results import ObjectResult
+from stages.evaluate.evaluation import Evaluation, metrics
 from stages.train_head.heads.grounding_head import GroundingConfig, GroundingHead
+from tests.stages.evaluate.made_up import keywords, png, res
 from tests.stages.train_head.heads.batches import SAM, SHAPE
 
 PRIORS = {
@@ -50,43 +48,13 @@ def make_head(seed: int = 0, input_size: int = 16) -> GroundingHead:
 
 def make_evaluation(weights: str | None = None) -> dict[str, Any]:
     """metrics.json of some made-up results, written by the stage's own code. `weights`: the head's digest."""
-    words = ("a", "red", "square", "here")
-    truth = torch.tensor([-1, 0, 0, -1]).numpy()
-    results = [_result(f"image {k}", intersection=5 + k, union=20 + k, plural=k == 3) for k in range(4)]
-    missed = [ObjectResult.missed(**_of("image 5"), area=7)]
-    texts = [
-        WordResult(
-            sample_id=str(k), dataset="png", split="val", image_id=str(k), words=words, truth=truth,
-            scores=torch.tensor([0.1, 0.2 + k, 0.9, 0.4]).numpy(),
-        )
-        for k in range(2)
-    ]  # fmt: skip
-    keywords = [summarise_keywords(texts, 0.3), summarise_chooser(texts, "lexicon", lambda _: truth)]
-    return plain(
-        metrics(
-            Evaluation(
-                run={"samples": 7, "weights": weights, "identity": PRIORS},
-                res=[*summarise_res(results + missed), *summarise_res(results + missed, "coarse")],
-                png=summarise_png([*results, *missed]),
-                keywords=[row for row in keywords if row is not None],
-                failures={"image 5": "truncated"},
-            )
-        )
+    measures = [*res(dataset="refcoco", split="testA"), *png(dataset="png"), *keywords()]
+    evaluation = Evaluation(
+        run={"samples": 7, "weights": weights, "lam": 0.3, "identity": PRIORS},
+        measures=[replace(each, items=5, failed=1) if each.dataset == "refcoco" else each for each in measures],
+        failures={"image 5": "truncated"},
     )
-
-
-def _result(image: str, *, intersection: int, union: int, plural: bool) -> ObjectResult:
-    return ObjectResult(
-        **_of(image) | {"plural": plural}, area=12, intersection=intersection, union=union,
-        coarse_intersection=intersection - 3, coarse_union=union,
-    )  # fmt: skip
-
-
-def _of(image: str) -> dict[str, Any]:
-    return {
-        "sample_id": image, "dataset": "refcoco", "split": "testA", "image_id": image, "phrase": "it",
-        "is_thing": True, "plural": False,
-    }  # fmt: skip
+    return plain(metrics(evaluation))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

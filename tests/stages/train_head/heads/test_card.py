@@ -34,13 +34,18 @@ def test_it_says_whose_priors_data_recipe_and_scores() -> None:
     table = rows(card.text)
     assert ["refcoco", "train", "referring", "10", "31", "1"] in table
     assert ["2", "6", "3.100", "0.350"] in table
-    res = head.evaluation["res"]
-    for row, name in zip(res, ("refined", "coarse"), strict=True):
-        line = next(cells for cells in table if cells[0] == "refcoco testA" and cells[2] == name)
-        assert line[3].startswith(f"{100 * row['ciou']['value']:.1f} [") and line[-2:] == ["5", "1"]
-    methods = [cells[1] for cells in table if cells[0] == "png val"]
-    assert methods == ["selector (λ = 0.3)", "lexicon"]  # the baseline too
-    assert all(len(cells) == 9 for cells in table if cells[0] == "refcoco testA" and cells[1] == "refined")
+    for row in head.evaluation["results"]:
+        if row["metric"] == "ciou" and row["group"] == "all":
+            line = next(cells for cells in table if cells[:2] == ["refcoco testA", row["method"]])
+            assert line[2].startswith(f"{100 * row['value']['value']:.1f} [") and line[-2:] == ["5", "1"]
+    methods = [cells[1] for cells in table if cells[0] == "png val"]  # the baselines too, other thresholds not
+    assert methods == ["refined", "coarse", "selector λ=0.3", "every noun phrase", "lexicon"]
+    assert ["dataset", "method", "ciou", "miou", *(f"p@0.{t}" for t in range(5, 10)), "items", "failed"] in table
+    recall = next(cells for cells in table if cells[:2] == ["png val", "refined"])
+    assert recall[2].startswith("85.0") and recall[6] == "–" and len(recall) == 2 + 5 + 2
+    assert "`res-flmm`" in card.text and "`keywords`" in card.text
+    kinds = {each.metric_type for each in card.data.eval_results}
+    assert kinds == {"ciou", "miou", "f1_word", *(f"average_recall_{g}" for g in ("all", "thing", "stuff", "singular"))}
 
 
 def test_what_is_not_known_is_left_out() -> None:
@@ -95,7 +100,7 @@ def test_text_from_data_can_not_become_markup_template_or_metadata() -> None:
 
     head, evil = make_head(), "{{ 7 * 7 }} | <script>x</script> [a](http://b)\n---\nlicense: mit\n```bash\nrm"
     head.evaluation = make_evaluation()
-    head.evaluation["res"][0]["dataset"] = head.record["data"][0]["dataset"] = head.record["prompts"][0] = evil
+    head.evaluation["results"][0]["dataset"] = head.record["data"][0]["dataset"] = head.record["prompts"][0] = evil
     head.record |= {"lmm": evil, "head": evil, "license": evil}
     head.__class__ = Own
     card = model_card(head, "ann/head")
@@ -108,7 +113,13 @@ def test_text_from_data_can_not_become_markup_template_or_metadata() -> None:
 
 @pytest.mark.parametrize(
     ("record", "evaluation"),
-    [({"data": [{"dataset": "x"}]}, None), ({"recipe": [1]}, None), ({}, {"res": [{}]}), ({}, {"png": 3}), ({}, {})],
+    [
+        ({"data": [{"dataset": "x"}]}, None),
+        ({"recipe": [1]}, None),
+        ({}, {"results": [{}]}),
+        ({}, {"png": 3}),
+        ({}, {}),
+    ],
 )
 def test_a_record_of_another_make_is_one_line(record: dict, evaluation: dict | None) -> None:
     head = make_head()

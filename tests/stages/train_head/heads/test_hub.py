@@ -94,16 +94,13 @@ def test_the_card_on_the_hub_says_the_numbers_of_metrics_json(hub: Hub) -> None:
     found = {(r.dataset_type, r.dataset_split, r.metric_type): r.metric_value for r in card.data.eval_results}
     metrics = json.loads(files["metrics.json"])
     expected = {}
-    for row in metrics["res"]:
-        if row["which"] == "refined":
-            expected |= {(row["dataset"], row["split"], name): row[name]["value"] for name in ("ciou", "miou")}
-    for row in metrics["png"]:
-        for group, values in row["groups"].items():
-            if values["average_recall"] is not None:
-                expected[row["dataset"], row["split"], f"average_recall_{group}"] = values["average_recall"]["value"]
-    for row in metrics["keywords"]:
-        if row["method"] == "selector":
-            expected[row["dataset"], row["split"], "f1"] = row["word"]["f1"]["value"]
+    for row in metrics["results"]:
+        shown = {("res-flmm", "refined"): ("ciou", "miou"), ("png", "refined"): ("average_recall",)}
+        shown |= {("keywords", "selector λ=0.3"): ("f1",)}
+        groups = {"res-flmm": ["all"], "keywords": ["word"]}.get(row["protocol"], ["all", "thing", "stuff", "singular"])
+        if row["metric"] in shown.get((row["protocol"], row["method"]), ()) and row["group"] in groups:
+            name = row["metric"] if row["protocol"] == "res-flmm" else f"{row['metric']}_{row['group']}"
+            expected[row["dataset"], row["split"], name] = row["value"]["value"]
     assert found == expected and len(found) == 7
     assert f"--head hf://{NAME}" in card.text
 
