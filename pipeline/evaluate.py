@@ -108,10 +108,12 @@ def run(args: Evaluate) -> None:
 
 
 def _text_models(args: Evaluate) -> Any:
+    from stages.evaluate.noun_chunks import NounChunks
     from stages.evaluate.similarity import open_similarity
     from stages.evaluate.stage import TextModels
 
-    return TextModels(similarity=open_similarity(args.similarity), noun_chunks=None)
+    chunks = NounChunks(args.spacy_model) if args.spacy_model else None
+    return TextModels(similarity=open_similarity(args.similarity), noun_chunks=chunks)
 
 
 def _scored(args: Evaluate, folder: Path, indices: list[int], rest: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Single cases to look at: objects and conversations, computed once more for their masks. Images are opened here only."""
+"""Single cases to look at: objects and conversations, computed once more for their masks; images are opened here."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class ObjectResult:
     @classmethod
     def missed(cls, *, area: int, **described: Any) -> ObjectResult:
         """An object of a failed sample: nothing predicted, its whole area is union. described: as of `describe`."""
-        empty = {"intersection": 0, "union": area, "coarse_intersection": 0, "coarse_union": area}
+        empty: dict[str, Any] = {"intersection": 0, "union": area, "coarse_intersection": 0, "coarse_union": area}
         return cls(**described, area=area, **empty, failed=True)
 
 
@@ -166,7 +166,7 @@ _WANTED: Final = (
 )
 
 
-def parts(results: Sequence[ObjectResult], which: Which, tasks: Collection[Task] = get_args(Task)) -> list[Part]:
+def parts(results: Sequence[ObjectResult], which: Which, tasks: Collection[str] = get_args(Task)) -> list[Part]:
     """The results of these tasks by (dataset, split), in the order of their first object.
 
     which: the refined or the coarse masks; ValueError for another name.

@@ -144,7 +144,7 @@ def _scored(head: Head, priors: PriorsLike, group: Sequence[int], batch: Batch |
         else:
             scored.objects += _compared(index, sample, logits[index])
         if sample.task in CAPTIONS and words is not None:
-            scored.words.append(_word_result(sample, words.get(index)))
+            scored.words.append(WordResult.of(sample, words.get(index)))
     scored.selects = words is not None
     return scored
 
@@ -172,19 +172,6 @@ def _word_scores(output: HeadOutput, batch: Batch, priors: PriorsLike) -> dict[i
         tokens = slice(used, used := used + len(item.answer_word))
         found[index] = word_scores(scores[tokens], item.answer_word, words)
     return found
-
-
-def _word_result(sample: Sample, scores: np.ndarray | None) -> WordResult:
-    words, truth = words_in(sample.pieces)
-    return WordResult(
-        sample_id=sample.sample_id,
-        dataset=sample.dataset,
-        split=sample.split,
-        image_id=sample.image_id,
-        words=words,
-        truth=truth,
-        scores=scores,
-    )
 
 
 def _missed(index: int, sample: Sample, number: int) -> ObjectResult:

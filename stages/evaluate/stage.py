@@ -13,12 +13,13 @@ from stages.evaluate.captions import identity as caption_identity
 from stages.evaluate.captions import score_captions
 from stages.evaluate.evaluation import Evaluation
 from stages.evaluate.gcg import summarise_gcg
-from stages.evaluate.keywords import summarise_chooser, summarise_keywords, sweep_keywords, words_of
+from stages.evaluate.keywords import summarise_chooser, summarise_keywords, words_of
 from stages.evaluate.measures import Measure
+from stages.evaluate.noun_chunks import NounChunks
 from stages.evaluate.png import recall_curves, summarise_png
 from stages.evaluate.reasonseg import summarise_reasonseg
 from stages.evaluate.res import protocol_of, summarise_res
-from stages.evaluate.results import ObjectResult, Which, by_split
+from stages.evaluate.results import ObjectResult, Which
 from stages.evaluate.scoring import Outcome
 from stages.evaluate.similarity import Similarity
 from stages.train_head.data import PriorsLike
@@ -57,16 +58,13 @@ def words_measured(outcome: Outcome, priors: PriorsLike, lam: float, texts: Text
         return []
     train = priors.samples.where(split=["train"], task=CAPTIONS)
     lexicon = Lexicon.fit(words_of(priors.samples[i].pieces) for i in train)
-    measures: list[Measure] = []
-    for (dataset, _), words in by_split(outcome.words).items():
-        measures += summarise_keywords(words, lam)
-        if train:
-            measures += summarise_chooser(words, "lexicon", lexicon)
-        if dataset.startswith(("scenes", "shifted")):
-            measures += summarise_chooser(words, "every noun phrase", NounPhrases.for_scenes())
-        if texts.noun_chunks is not None:
-            measures += summarise_chooser(words, texts.noun_chunks.name, texts.noun_chunks)
-        measures += sweep_keywords(words)
+    measures = summarise_keywords(outcome.words, lam)
+    if train:
+        measures += summarise_chooser(outcome.words, "lexicon", lexicon)
+    rendered = [words for words in outcome.words if words.dataset.startswith(("scenes", "shifted"))]
+    measures += summarise_chooser(rendered, "every noun phrase", NounPhrases.for_scenes())
+    if texts.noun_chunks is not None:
+        measures += summarise_chooser(outcome.words, texts.noun_chunks.name, texts.noun_chunks)
     return measures
 
 
