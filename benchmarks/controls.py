@@ -28,6 +28,7 @@ from pipeline.comparison import Condition, Job, compare, held_out_indices, numbe
 from pipeline.comparison_table import SHARES, SHARES_SHIFTED, about, summary
 from stages.evaluate.baselines import Lexicon, NounPhrases
 from stages.evaluate.keywords import summarise_chooser, summarise_keywords, words_of
+from stages.evaluate.measures import Measure
 from stages.evaluate.stage import Outcome
 from stages.train_head.data import PriorsLike
 from stages.train_head.recipe import RECIPES
@@ -141,18 +142,23 @@ def conditions(caches: dict[str, str]) -> list[Condition]:
 
 def keyword_f1(priors: PriorsLike, outcome: Outcome) -> dict[str, dict[str, float]]:
     """ "keyword_selector" and its rivals: F1 of words and of phrases, in held-out narratives of the scenes."""
-    words = [w for w in outcome.words if w.dataset.startswith("scenes")]
+    words = [replace(w, dataset="scenes") for w in outcome.words if w.dataset.startswith("scenes")]
     texts = [words_of(priors.samples[i].pieces) for i in priors.samples.where(split=["train"], task=["narrative"])]
     rows = {
-        "selector": summarise_keywords(words, 0.3, draws=1),
-        "all_nouns": summarise_chooser(words, "every noun phrase", NounPhrases.for_scenes(), draws=1),
-        "lexicon": summarise_chooser(words, "lexicon", Lexicon.fit(texts), draws=1),
+        "selector": summarise_keywords(words, 0.3, sweep=(), draws=0),
+        "all_nouns": summarise_chooser(words, "every noun phrase", NounPhrases.for_scenes(), draws=0),
+        "lexicon": summarise_chooser(words, "lexicon", Lexicon.fit(texts), draws=0),
     }
-    return {f"keyword_{name}": {"word": _f1(row.word), "phrase": _f1(row.phrase)} for name, row in rows.items() if row}
+    return {f"keyword_{name}": _f1(measures) for name, measures in rows.items() if measures}
 
 
-def _f1(score: Any) -> float:
-    return score.f1.value if score.f1 else 0.0
+def _f1(measures: list[Measure]) -> dict[str, float]:
+    """F1 of words and of phrases, of the one split that narratives are held out in."""
+    return {
+        m.group: m.value.value if m.value else 0.0
+        for m in measures
+        if m.metric == "f1" and m.group in ("word", "phrase")
+    }
 
 
 def extract(config: Config) -> dict[str, str]:

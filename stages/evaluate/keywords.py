@@ -1,10 +1,12 @@
 """Keyword choice: which words of a text should be grounded, and which runs of words are one phrase.
 
-Three levels, each with precision, recall and F1:
+Three levels (the measures' groups), each with precision, recall and F1 over all texts of a split together:
     word      a word is right if it is chosen and belongs to an object
     phrase    chosen words that touch are one phrase; it is right if exactly these words are a true phrase
     overlap   as phrase, but right if it shares more than half of the words of both together with a true phrase
               (more than half: no two phrases can match the same one)
+Only for texts that the LMM was made to say (teacher forcing): of its own words nobody knows which name an object, so a
+choice among them is judged by what becomes of it (GCG).
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from typing import Final
 
 import numpy as np
 
-from manifests.schema import Piece
-from stages.evaluate.bootstrap import DRAWS, Estimate, estimate
+from manifests.schema import Piece, Sample
+from stages.evaluate.bootstrap import DRAWS, estimate
+from stages.evaluate.measures import Measure
+from stages.evaluate.results import by_split
 
 PROTOCOL: Final = "keywords"
 SWEEP: Final = tuple(round(0.05 * k, 2) for k in range(1, 20))
@@ -48,37 +52,21 @@ class WordResult:
         if len(lengths) != 1:
             raise ValueError(f"{self.sample_id}: words, truth and scores differ in length: {sorted(lengths)}")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """Counts and ratios at one level."""
-
-    chosen: int
-    true: int
-    right: int
-    precision: float | None
-    """None where nothing was chosen."""
-    recall: float | None
-    """None where nothing is true."""
-    f1: Estimate | None
-    """None where nothing was chosen and nothing is true."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KeywordRow:
-    """One method's line of the table. `lam` is the selector's threshold, None for a baseline."""
-
-    protocol: str
-    dataset: str
-    """Of the texts; where they are of several, all names joined by " + " (also in `split`)."""
-    split: str
-    method: str
-    lam: float | None
-    samples: int
-    failed: int
-    word: Score
-    phrase: Score
-    overlap: Score
+    @classmethod
+    def of(cls, sample: Sample, scores: np.ndarray | None) -> WordResult:
+        """The result of a teacher-forced sample with these word scores; ValueError for the LMM's own reply."""
+        if sample.reply is not None:
+            raise ValueError(f"{sample.sample_id}: nobody knows which words of the LMM's own reply name an object")
+        words, truth = words_of(sample.pieces)
+        return cls(
+            sample_id=sample.sample_id,
+            dataset=sample.dataset,
+            split=sample.split,
+            image_id=sample.image_id,
+            words=words,
+            truth=truth,
+            scores=scores,
+        )
 
 
 def words_of(pieces: Sequence[Piece]) -> tuple[tuple[str, ...], np.ndarray]:
@@ -108,66 +96,82 @@ def choose(scores: np.ndarray, lam: float) -> np.ndarray:
     return np.where(scores > lam, 0, -1)
 
 
+def selector_at(lam: float) -> str:
+    """The selector's name as a measure's method."""
+    return f"selector λ={lam:g}"
+
+
 def summarise_keywords(
-    results: Sequence[WordResult], lam: float, *, seed: int = 0, draws: int = DRAWS
-) -> KeywordRow | None:
-    """The selector at threshold `lam`; None where there is no text."""
-    chosen = [None if r.scores is None else choose(r.scores, lam) for r in results]
-    return _row(results, chosen, method="selector", lam=lam, seed=seed, draws=draws)
+    results: Sequence[WordResult],
+    lam: float,
+    *,
+    sweep: Sequence[float] = SWEEP,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> list[Measure]:
+    """The selector at threshold `lam`, then at those of `sweep` but `lam`, for each (dataset, split).
 
-
-def sweep_keywords(results: Sequence[WordResult], lams: Sequence[float] = SWEEP) -> list[KeywordRow]:
-    """The selector at each of `lams`, without intervals: to look at, not to pick the threshold of a reported number."""
-    rows = [summarise_keywords(results, lam, draws=0) for lam in lams]
-    return [row for row in rows if row is not None]
+    The sweep has no intervals: it is there to be looked at, not to pick the threshold of a reported number.
+    """
+    measures = []
+    for group in by_split(results).values():
+        for at in (lam, *(other for other in sweep if other != lam)):
+            chosen = [None if r.scores is None else choose(r.scores, at) for r in group]
+            measures += _measures(group, chosen, selector_at(at), seed, draws if at == lam else 0)
+    return measures
 
 
 def summarise_chooser(
     results: Sequence[WordResult], method: str, chooser: Chooser, *, seed: int = 0, draws: int = DRAWS
-) -> KeywordRow | None:
-    """A baseline that looks at the words alone (see `baselines`); None where there is no text."""
-    chosen = [None if r.scores is None else chooser(r.words) for r in results]
-    return _row(results, chosen, method=method, lam=None, seed=seed, draws=draws)
+) -> list[Measure]:
+    """A baseline that looks at the words alone (`baselines`, `noun_chunks`), for each (dataset, split)."""
+    measures = []
+    for group in by_split(results).values():
+        chosen = [None if r.scores is None else chooser(r.words) for r in group]
+        measures += _measures(group, chosen, method, seed, draws)
+    return measures
 
 
-def _row(
-    results: Sequence[WordResult],
-    chosen: Sequence[np.ndarray | None],
-    *,
-    method: str,
-    lam: float | None,
-    seed: int,
-    draws: int,
-) -> KeywordRow | None:
-    if not results:
-        return None
+def _measures(
+    results: Sequence[WordResult], chosen: Sequence[np.ndarray | None], method: str, seed: int, draws: int
+) -> list[Measure]:
+    """Nine measures of the results of one split, one or more; chosen: int [words] of each, None where it failed."""
     sample = np.repeat(np.arange(len(results)), [len(r.words) for r in results])
     truth = np.concatenate([r.truth for r in results])
     labels = np.concatenate(
         [np.full(len(r.words), -1) if c is None else c for r, c in zip(results, chosen, strict=True)]
     )
-    images = np.array([r.image_id for r in results], np.str_)
-
-    def score(chosen_in: np.ndarray, true_in: np.ndarray, right_in: np.ndarray) -> Score:
-        return _score(images, chosen_in, true_in, right_in, seed=seed, draws=draws)
-
     is_chosen, is_true = labels >= 0, truth >= 0
     chosen_run, chosen_start = _runs(labels, sample)
     true_run, true_start = _runs(truth, sample)
     exact, overlap = _matches(chosen_run, true_run)
     chosen_in, true_in = sample[chosen_start], sample[true_start]
-    return KeywordRow(
-        protocol=PROTOCOL,
-        dataset=" + ".join(dict.fromkeys(r.dataset for r in results)),
-        split=" + ".join(dict.fromkeys(r.split for r in results)),
-        method=method,
-        lam=lam,
-        samples=len(results),
-        failed=sum(r.scores is None for r in results),
-        word=score(sample[is_chosen], sample[is_true], sample[is_chosen & is_true]),
-        phrase=score(chosen_in, true_in, chosen_in[exact]),
-        overlap=score(chosen_in, true_in, chosen_in[overlap]),
-    )
+    levels = {  # the sample of everything that was chosen, is true, and is right
+        "word": (sample[is_chosen], sample[is_true], sample[is_chosen & is_true]),
+        "phrase": (chosen_in, true_in, chosen_in[exact]),
+        "overlap": (chosen_in, true_in, chosen_in[overlap]),
+    }
+    images = np.array([r.image_id for r in results], np.str_)
+    measures = []
+    for group, items in levels.items():
+        n_chosen, n_true, right = (np.bincount(of, minlength=len(results)) for of in items)
+        ratios = {"precision": (right, n_chosen), "recall": (right, n_true), "f1": (2 * right, n_chosen + n_true)}
+        measures += [
+            Measure(
+                protocol=PROTOCOL,
+                dataset=results[0].dataset,
+                split=results[0].split,
+                method=method,
+                group=group,
+                metric=metric,
+                value=estimate(images, *ratio, seed=seed, draws=draws),
+                images=len(np.unique(images)),
+                items=len(results),
+                failed=sum(r.scores is None for r in results),
+            )
+            for metric, ratio in ratios.items()
+        ]
+    return measures
 
 
 def _runs(labels: np.ndarray, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,19 +191,3 @@ def _matches(chosen_run: np.ndarray, true_run: np.ndarray) -> tuple[np.ndarray, 
     true_size = np.bincount(true_run[true_run >= 0])[pairs[1]]
     union = chosen_size + true_size - common
     return pairs[0][common == union], pairs[0][2 * common > union]
-
-
-def _score(
-    images: np.ndarray, chosen_in: np.ndarray, true_in: np.ndarray, right_in: np.ndarray, *, seed: int, draws: int
-) -> Score:
-    """images: str [samples], each sample's image; the others: the sample of every chosen, true and right item."""
-    chosen, true, right = (np.bincount(items, minlength=len(images)) for items in (chosen_in, true_in, right_in))
-    f1 = estimate(images, 2 * right, chosen + true, seed=seed, draws=draws)
-    return Score(
-        chosen=len(chosen_in),
-        true=len(true_in),
-        right=len(right_in),
-        precision=len(right_in) / len(chosen_in) if len(chosen_in) else None,
-        recall=len(right_in) / len(true_in) if len(true_in) else None,
-        f1=f1,
-    )
