@@ -81,6 +81,8 @@ def test_an_empty_caption_counts_and_hostile_ones_stay_in_their_lines() -> None:
     meteor, scored = found["meteor"].value, found["cider"].value
     assert meteor is not None and 0 < meteor < 1 and scored is not None and scored > 0
     assert time.monotonic() - start < 120
+    start = time.monotonic()
+    assert score_captions(references, [*hostile, *CAPTIONS]) == found and time.monotonic() - start < 1  # remembered
     lines = tokenise([f"line{k} {text}" for k, text in enumerate(hostile)])
     assert [line.split()[0] for line in lines] == [f"line{k}" for k in range(len(hostile))]
     assert captions._cider(REFERENCES, [""] * 4).value == 0
