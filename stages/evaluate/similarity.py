@@ -129,8 +129,7 @@ def _folder(source: str) -> str:
     try:
         return local_folder(source, weights=True)
     except ModelError as error:
-        raise ModelError(
-            f"the text encoder {source} is not there ({str(error).partition(':')[0]}): on a machine with network run "
-            f"`hf download {source} --local-dir DIR`, copy DIR here and give --similarity DIR; --similarity {TOKEN_F1} "
-            "needs none, but is another measure"
-        ) from None
+        cure = f"on a machine with network `hf download {source} --local-dir DIR`, copy DIR here, give --similarity DIR"
+        if Path(source).is_dir():
+            cure = "give --similarity a folder that has them"
+        raise ModelError(f"no text encoder: {str(error).partition(':')[0]}: {cure}") from None

@@ -1,6 +1,6 @@
 """Caption scores against pycocoevalcap's own classes and CIDEr's formula; hostile texts; what is absent.
 
-METEOR reads its paraphrases for ten seconds whenever it starts, so it starts here three times only.
+METEOR reads its paraphrases for ten seconds whenever it starts, so it starts here twice only.
 """
 
 from __future__ import annotations
@@ -51,38 +51,40 @@ def cider(references: list[str], said: list[str]) -> float:
     return total / len(references)
 
 
+HOSTILE = [
+    "a ||| dog ||| runs", "a dog\nruns\r\nfast\u2028far", "\ud800 a dog\x00 \x85 runs", "<!-- a dog", "|||", "\n",
+    "EVAL ||| 1 2 3", "SCORE", "x" * 10**6, "a " * 5_000, "<p \n a", "猫 é ü 😀",
+]  # fmt: skip
+
+
 @needs_java
-def test_scores_are_those_of_the_package() -> None:
+def test_scores_of_hostile_and_of_usual_captions_are_those_of_the_package() -> None:
     from pycocoevalcap.meteor.meteor import Meteor
+
+    references, said = [*["a dog runs"] * len(HOSTILE), *REFERENCES], [*HOSTILE, *CAPTIONS]
+    found = score_captions(references, said)
+    true_words, words = tokenise(references), tokenise(said)
+    expected, _ = Meteor().compute_score(*({k: [text] for k, text in enumerate(of)} for of in (true_words, words)))
+    assert found["meteor"].value == pytest.approx(expected, abs=1e-12) and 0 < expected < 1
+    assert found["cider"].value == pytest.approx(cider(true_words, words)) and found["cider"].value > 0
+    assert found["cider"].absent == found["meteor"].absent == ""
+    start = time.monotonic()
+    assert score_captions(references, said) == found and time.monotonic() - start < 1  # remembered
+
+
+@needs_java
+def test_words_are_those_of_the_package_and_stay_in_their_lines() -> None:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    def words(texts: list[str]) -> dict[int, list[str]]:
-        return PTBTokenizer().tokenize({k: [{"caption": text}] for k, text in enumerate(texts)})
-
-    true, said = words(REFERENCES[:3]), words(CAPTIONS[:3])
-    assert tokenise(REFERENCES[:3] + CAPTIONS[:3]) == [*(v[0] for v in true.values()), *(v[0] for v in said.values())]
-    meteor = Meteor()
-    expected, _ = meteor.compute_score(true, said)
-    found = score_captions(REFERENCES[:3], CAPTIONS[:3])
-    assert found["meteor"].value == pytest.approx(expected, abs=1e-12)
-    assert found["cider"].value == pytest.approx(cider(*([v[0] for v in of.values()] for of in (true, said))))
-    assert found["cider"].absent == found["meteor"].absent == ""
+    usual = REFERENCES + CAPTIONS[:3]
+    expected = PTBTokenizer().tokenize({k: [{"caption": text}] for k, text in enumerate(usual)})
+    lines = tokenise([*usual, *(f"line{k} {text}" for k, text in enumerate(HOSTILE))])
+    assert lines[: len(usual)] == [text for (text,) in expected.values()]
+    assert [line.split()[0] for line in lines[len(usual) :]] == [f"line{k}" for k in range(len(HOSTILE))]
 
 
 @needs_java
-def test_an_empty_caption_counts_and_hostile_ones_stay_in_their_lines() -> None:
-    hostile = [
-        "a ||| dog ||| runs", "a dog\nruns\r\nfast\u2028far", "\ud800 a dog\x00 \x85 runs", "<!-- a dog", "|||", "\n",
-        "EVAL ||| 1 2 3", "SCORE", "x" * 10**6, "a " * 5_000, "<p \n a", "猫 é ü 😀",
-    ]  # fmt: skip
-    references = [*["a dog runs"] * len(hostile), *REFERENCES]
-    start = time.monotonic()
-    found = score_captions(references, [*hostile, *CAPTIONS])
-    meteor, scored = found["meteor"].value, found["cider"].value
-    assert meteor is not None and 0 < meteor < 1 and scored is not None and scored > 0
-    assert time.monotonic() - start < 120
-    lines = tokenise([f"line{k} {text}" for k, text in enumerate(hostile)])
-    assert [line.split()[0] for line in lines] == [f"line{k}" for k in range(len(hostile))]
+def test_nothing_to_compare() -> None:
     assert captions._cider(REFERENCES, [""] * 4).value == 0
     assert "no reference caption has a word" in score_captions(["."], ["a"])["cider"].absent
     one = captions._cider(["a dog"], ["a dog"])

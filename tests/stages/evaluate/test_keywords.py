@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from manifests.schema import Piece
+from manifests.masks import encode
+from manifests.schema import Object, Piece, Reply, Sample
 from stages.evaluate.keywords import (
-    Score,
+    SWEEP,
     WordResult,
     choose,
+    selector_at,
     summarise_chooser,
     summarise_keywords,
-    sweep_keywords,
     word_scores,
     words_of,
 )
+from stages.evaluate.measures import Measure
 
 
 def make(truth: list[int], scores: list[float] | None, sample: str = "s0") -> WordResult:
@@ -35,6 +37,17 @@ def make(truth: list[int], scores: list[float] | None, sample: str = "s0") -> Wo
         truth=np.array(truth, np.int64),
         scores=values,
     )
+
+
+def values(measures: list[Measure]) -> dict[tuple[str, str], float | None]:
+    """(group, metric) -> value, of one method's measures."""
+    found = {(m.group, m.metric): m.value.value if m.value else None for m in measures}
+    assert len(found) == len(measures) == 9 and len({(m.dataset, m.split, m.method) for m in measures}) == 1
+    return found
+
+
+def selector(results: list[WordResult], lam: float = 0.3) -> dict[tuple[str, str], float | None]:
+    return values(summarise_keywords(results, lam, sweep=(), draws=0))
 
 
 def phrases(labels: list[int]) -> list[set[int]]:
@@ -73,51 +86,51 @@ def test_counts_by_plain_loops(texts: list[tuple[list[tuple[int, float]], bool]]
         make([t for t, _ in words], None if failed else [s for _, s in words], sample=str(k))
         for k, (words, failed) in enumerate(texts)
     ]
-    row = summarise_keywords(results, lam, draws=0)
+    found = selector(results, lam)
     for level, (chosen, true, right) in plain_counts(results, lam).items():
-        score: Score = getattr(row, level)
-        assert (score.chosen, score.true, score.right) == (chosen, true, right), level
-        assert score.precision == (right / chosen if chosen else None)
-        assert score.recall == (right / true if true else None)
-        if score.precision is not None and score.recall is not None:
-            p, r = score.precision, score.recall
-            assert score.f1.value == pytest.approx(2 * p * r / (p + r) if right else 0)
+        precision, recall = right / chosen if chosen else None, right / true if true else None
+        assert (found[level, "precision"], found[level, "recall"]) == (precision, recall)
+        if precision is not None and recall is not None:
+            f1 = 2 * precision * recall / (precision + recall) if right else 0
+            assert found[level, "f1"] == pytest.approx(f1)
+        else:
+            assert found[level, "f1"] == (0 if chosen or true else None)
 
 
 def test_runs_do_not_cross_samples() -> None:
-    results = [make([-1, 0], [0.1, 0.9], "a"), make([0, -1], [0.9, 0.1], "b")]
-    row = summarise_keywords(results, 0.3)
-    assert (row.phrase.chosen, row.phrase.true, row.phrase.right) == (2, 2, 2)
+    found = selector([make([-1, 0], [0.1, 0.9], "a"), make([0, -1], [0.9, 0.1], "b")])
+    assert (found["phrase", "precision"], found["phrase", "recall"]) == (1, 1)
 
 
 def test_touching_phrases_are_two_in_truth_and_one_when_chosen() -> None:
-    row = summarise_keywords([make([0, 0, 1, 1], [0.9] * 4)], 0.3)
-    assert (row.word.right, row.phrase.chosen, row.phrase.true, row.phrase.right) == (4, 1, 2, 0)
-    assert row.overlap.right == 0  # exactly a half of each is not more than a half
+    found = selector([make([0, 0, 1, 1], [0.9] * 4)])
+    assert (found["word", "f1"], found["phrase", "f1"]) == (1, 0)
+    assert found["overlap", "f1"] == 0  # exactly a half of each is not more than a half
 
 
 def test_overlap_forgives_the_article() -> None:
-    row = summarise_keywords([make([0, 0, 0, -1], [0.1, 0.9, 0.9, 0.1])], 0.3)
-    assert (row.phrase.right, row.overlap.right) == (0, 1)
+    found = selector([make([0, 0, 0, -1], [0.1, 0.9, 0.9, 0.1])])
+    assert (found["phrase", "f1"], found["overlap", "f1"]) == (0, 1)
 
 
 def test_a_failed_sample_is_missed_by_every_method() -> None:
     results = [make([0, -1], [0.9, 0.1]), make([0, 0, -1, 1], None, "s1")]
-    rows = [
-        summarise_keywords(results, 0.3),
-        summarise_chooser(results, "all words", lambda words: np.zeros(len(words), np.int64)),
-    ]
-    for row in rows:
-        assert (row.samples, row.failed) == (2, 1)
-        assert (row.word.true, row.word.right) == (4, 1)
-        assert (row.phrase.true, row.word.recall) == (3, 0.25)
-    assert [row.word.chosen for row in rows] == [1, 2]
-    assert (rows[0].lam, rows[1].lam, rows[1].method) == (0.3, None, "all words")
+    every = summarise_chooser(results, "all words", lambda words: np.zeros(len(words), np.int64))
+    for measures, precision in ((summarise_keywords(results, 0.3, sweep=()), 1), (every, 0.5)):
+        found = values(measures)
+        assert {(m.images, m.items, m.failed, m.protocol) for m in measures} == {(2, 2, 1, "keywords")}
+        assert (found["word", "recall"], found["phrase", "recall"]) == (
+            0.25,
+            pytest.approx(1 / 3 if precision == 1 else 0),
+        )
+        assert found["word", "precision"] == precision
+        assert all(m.value is None or m.value.low is not None for m in measures)
+    assert {m.method for m in every} == {"all words"}
 
 
 def test_a_chooser_may_part_touching_phrases() -> None:
-    row = summarise_chooser([make([0, 0, 1], [0.0] * 3)], "parted", lambda words: np.array([5, 5, 6]))
-    assert (row.phrase.chosen, row.phrase.right) == (2, 2)
+    found = values(summarise_chooser([make([0, 0, 1], [0.0] * 3)], "parted", lambda words: np.array([5, 5, 6])))
+    assert found["phrase", "f1"] == 1
 
 
 def test_a_words_score_is_its_best_tokens() -> None:
@@ -146,24 +159,46 @@ def test_words_of_pieces() -> None:
 def test_sweep_falls_in_recall() -> None:
     rng = np.random.default_rng(0)
     results = [make(rng.integers(-1, 2, 20).tolist(), rng.random(20).tolist(), str(k)) for k in range(6)]
-    rows = sweep_keywords(results)
-    recalls = [row.word.recall for row in rows]
-    assert recalls == sorted(recalls, reverse=True) and recalls[0] > recalls[-1]
-    assert [row.lam for row in rows] == sorted({row.lam for row in rows})
-    at = {row.lam: row for row in rows}
-    assert at[0.3] == summarise_keywords(results, 0.3, draws=0)
+    measures = summarise_keywords(results, 0.3)
+    methods = list(dict.fromkeys(m.method for m in measures))
+    assert methods == ["selector λ=0.3", *(selector_at(lam) for lam in SWEEP if lam != 0.3)]
+    keys = {(m.method, m.group, m.metric) for m in measures}
+    assert len(keys) == len(measures) == 9 * len(SWEEP)  # no number twice
+    recall = {m.method: m.value.value for m in measures if m.value and (m.group, m.metric) == ("word", "recall")}
+    falling = [recall[selector_at(lam)] for lam in SWEEP]
+    assert falling == sorted(falling, reverse=True) and falling[0] > falling[-1]
+    with_interval = {m.method for m in measures if m.value is not None and m.value.low is not None}
+    assert with_interval == {"selector λ=0.3"}
+    assert values(measures[:9]) == selector(results)
 
 
-def test_a_row_names_all_the_data_it_was_made_of() -> None:
+def test_splits_stay_apart() -> None:
     here, there = make([0], [0.9]), replace(make([0], [0.1]), dataset="shifted-png")
-    (row, pooled) = (summarise_keywords(texts, 0.3) for texts in ([here], [here, there]))
-    assert (row.dataset, row.split, row.word.right) == ("scenes-png", "val", 1)
-    assert (pooled.dataset, pooled.split, pooled.samples) == ("scenes-png + shifted-png", "val", 2)
+    measures = summarise_keywords([here, there, here], 0.3, sweep=())
+    recalls = [(m.dataset, m.items, m.value.value) for m in measures if m.value and m.metric == "recall"]
+    assert recalls == [("scenes-png", 2, 1)] * 3 + [("shifted-png", 1, 0)] * 3
 
 
 def test_nothing_to_measure() -> None:
-    assert summarise_keywords([], 0.3) is None
-    assert sweep_keywords([]) == []
+    assert summarise_keywords([], 0.3) == [] == summarise_chooser([], "x", lambda words: np.zeros(0))
+    assert set(selector([make([-1], [0.1])]).values()) == {None}
+    assert selector([make([], [])])["word", "f1"] is None
+
+
+def test_of_a_sample_and_never_of_the_lmms_own_words() -> None:
+    ring = Object(object_id="o", mask=encode(np.ones((2, 2), bool)), is_thing=True, plural=False, category="",
+                  phrase="the ring")  # fmt: skip
+    sample = Sample(
+        sample_id="s", dataset="png", split="val", task="narrative", image_id="i", image_path="i.jpg", height=2,
+        width=2, pieces=(Piece(text="the ring", object=0), Piece(text="shines")), objects=(ring,),
+    )  # fmt: skip
+    result = WordResult.of(sample, np.array([0.2, 0.7, 0.1]))
+    assert result.words == ("the", "ring", "shines") and result.truth.tolist() == [0, 0, -1]
+    np.testing.assert_allclose(result.scores, [0.2, 0.7, 0.1])
+    assert WordResult.of(sample, None).scores is None
+    reply = Reply(ids=(5,), words=(0,), text="ring", finished=True)
+    with pytest.raises(ValueError, match="own reply"):
+        WordResult.of(replace(sample, task="conversation", reply=reply), None)
 
 
 def test_lengths_must_agree() -> None:
