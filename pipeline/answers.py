@@ -61,6 +61,7 @@ def _ask(answers: Any, config: Any, most: int, options: dict[str, Any]) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from pipeline.runtime import run_units
+    from pipeline.stopping import stopping
     from stages.extract.answer_units import AnswerWorker
 
     todo = answers.missing()
@@ -69,7 +70,7 @@ def _ask(answers: Any, config: Any, most: int, options: dict[str, Any]) -> None:
     tokens = failed = 0
     saved, pause = time.monotonic(), SAVED_EVERY
     try:
-        with logging_redirect_tqdm(), tqdm(total=left, desc="answers", unit="answer") as bar:
+        with stopping() as stop, logging_redirect_tqdm(), tqdm(total=left, desc="answers", unit="answer") as bar:
             for report in reports:
                 answers.add(report)
                 tokens += sum(len(row["ids"]) for row in report["rows"])
@@ -81,6 +82,8 @@ def _ask(answers: Any, config: Any, most: int, options: dict[str, Any]) -> None:
                     answers.save()
                     saved = time.monotonic()
                     pause = max(SAVED_EVERY, 20 * (saved - start))
+        if stop.asked:  # and not one is left, but what comes after them
+            raise KeyboardInterrupt
     except KeyboardInterrupt:
         left = sum(len(unit.questions) for unit in answers.missing())
         raise Stopped(

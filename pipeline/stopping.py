@@ -21,13 +21,17 @@ class Stop:
     asked: bool = False
 
 
+_OPEN: Final[list[Stop]] = []
+
+
 @contextmanager
 def stopping() -> Iterator[Stop]:
     """While it is open, the first SIGINT or SIGTERM only sets `asked`; another one raises KeyboardInterrupt at once.
 
-    Outside of the main thread signals are left as they are.
+    Outside of the main thread signals are left as they are. One inside another is the same: who asked inside is known
+    outside.
     """
-    stop = Stop()
+    stop = _OPEN[-1] if _OPEN else Stop()
 
     def handle(number: int, frame: Any) -> None:
         if stop.asked:
@@ -39,8 +43,10 @@ def stopping() -> Iterator[Stop]:
         yield stop
         return
     before = {number: signal.signal(number, handle) for number in SIGNALS}
+    _OPEN.append(stop)
     try:
         yield stop
     finally:
+        _OPEN.pop()
         for number, handler in before.items():
             signal.signal(number, handler)
