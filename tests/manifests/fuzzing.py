@@ -185,7 +185,7 @@ def spoil(draw: Callable[[Any], Any], tree: Any) -> Any:
         parent[draw(st.sampled_from(["", "x", "id", "\ud800", "a\nb"]))] = parent.pop(key)
     elif how == "nest":
         deep: Any = parent[key]
-        for _ in range(draw(st.sampled_from([1, 2, 500]))):
+        for _ in range(draw(st.sampled_from([1, 2, 60]))):
             deep = [deep]
         parent[key] = deep
     elif how == "other":
