@@ -100,7 +100,7 @@ def test_what_is_absent_says_why() -> None:
 
 def test_protocols_metrics_and_groups_of_the_future_need_no_change() -> None:
     news = {"protocol": "video-qa", "dataset": "clips", "group": "night"}
-    found = section(measure("frame_recall", 0.25, **news), measure("recall[bert-9]", 0.5, **news))
+    found = section(measure("frame_recall", 0.25, **news), measure("recall[org/bert-9]", 0.5, **news))
     assert found.title.title == "video-qa" and found.main.columns == ("frame recall", "recall (bert-9)")
     assert shown(found) == [("refined", "25.0", "50.0")] and found.breakdown is None
 
