@@ -120,8 +120,6 @@ def _charts(section: Section, evaluation: Evaluation) -> Charts:
             lines.append((f"The selector’s threshold, {name}", "threshold λ", swept))
     shown = [each for each in ours if not in_sweep(each.method, evaluation.run.get("lam"))]
     groups = list(dict.fromkeys(row.group for row in section.breakdown.rows)) if section.breakdown else []
-    if section.breakdown and not section.breakdown.grouped:
-        groups = list(section.breakdown.columns)
     return Charts(lines=lines, forests=_forests(section, shown) if groups else [], groups=", ".join(groups))
 
 

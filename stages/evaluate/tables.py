@@ -121,26 +121,25 @@ def _section(protocol: str, measures: Sequence[Measure], finals: bool) -> Sectio
     return Section(
         protocol=protocol,
         title=title,
-        main=_table([m for m in measures if m.group in main], [p for p in theirs if p.group in main], notes, main),
-        breakdown=_table(rest, [p for p in theirs if p.group not in main], notes, []) if rest else None,
+        main=_table([each for each in measures if each.group in main], theirs, notes, grouped=False),
+        breakdown=_table(rest, theirs, notes, grouped=True) if rest else None,
         notes=(*notes, *dict.fromkeys(f"{each.method}: {each.note}" for each in theirs if each.note)),
     )
 
 
-def _table(
-    measures: Sequence[Measure], theirs: Sequence[Published], notes: Sequence[str], main: Sequence[str]
-) -> Table:
-    """Groups are columns in a main table, and where there is one metric; else rows have them."""
+def _table(measures: Sequence[Measure], theirs: Sequence[Published], notes: Sequence[str], *, grouped: bool) -> Table:
+    """grouped: rows have a group each; else groups are columns. theirs: shown where we have that group too."""
+    places = {(each.dataset, each.split, each.group) for each in measures}
+    theirs = [each for each in theirs if (each.dataset, each.split, each.group) in places]
     metrics = list(dict.fromkeys([m.metric for m in measures] + [name for p in theirs for name in p.values]))
     groups = list(dict.fromkeys(each.group for each in measures))
-    grouped = not main and len(metrics) > 1
     columns = [("", metric) for metric in metrics] if grouped else [(g, m) for g in groups for m in metrics]
     rows: dict[Key, dict[Column, Measure]] = {}
     for each in measures:
         row, column = (each.group, "") if grouped else ("", each.group)
         rows.setdefault((each.dataset, each.split, each.method, row), {})[column, each.metric] = each
     ours = [_row(key, found, columns, notes) for key, found in rows.items()]
-    lines = [*ours, *_their_rows(theirs, columns, grouped, set(groups))]
+    lines = [*ours, *_their_rows(theirs, columns, grouped)]
     order = list(dict.fromkeys((row.dataset, row.split) for row in ours))
     lines.sort(key=lambda row: order.index((row.dataset, row.split)))  # stable: theirs below ours
     titles = tuple(_column_title(column, groups, metrics) for column in columns)
@@ -154,25 +153,23 @@ def _row(key: Key, found: Mapping[Column, Measure], columns: Sequence[Column], n
         absent = measure is not None and measure.value is None and measure.absent
         cells.append(Cell(value=measure.value if measure else None, note=notes.index(absent) + 1 if absent else 0))
     dataset, split, method, group = key
-    every = list(found.values())
+    first = next(iter(found.values()))  # GCG counts captions for these, and true phrases for its masks
     return Row(
         dataset=dataset,
         split=split,
         method=method,
         group=group,
         cells=tuple(cells),
-        images=max(each.images for each in every),
-        items=max(each.items for each in every),
-        failed=max(each.failed for each in every),
+        images=first.images,
+        items=first.items,
+        failed=first.failed,
     )
 
 
-def _their_rows(theirs: Sequence[Published], columns: Sequence[Column], grouped: bool, groups: set[str]) -> list[Row]:
-    """Published lines of groups that we have too; of one method the groups that are columns are one line."""
+def _their_rows(theirs: Sequence[Published], columns: Sequence[Column], grouped: bool) -> list[Row]:
+    """Published lines; of one method the groups that are columns are one line."""
     rows: dict[Key, tuple[Published, dict[Column, Cell]]] = {}
     for each in theirs:
-        if each.group not in groups:
-            continue
         row, column = (each.group, "") if grouped else ("", each.group)
         cells = rows.setdefault((each.dataset, each.split, each.method, row), (each, {}))[1]
         for metric, value in each.values.items():

@@ -96,11 +96,9 @@ def protocol_title(name: str) -> ProtocolTitle:
 
 
 def metric_title(name: str) -> str:
-    """ "p@0.5" -> "P@0.5", "recall[bert]" -> "recall (bert)", what is not known with spaces for "_"."""
-    if name in METRICS:
-        return METRICS[name]
+    """ "p@0.5" -> "P@0.5", "ap50[org/bert]" -> "AP50 (bert)", what is not known with spaces for "_"."""
     if name.startswith("p@"):
         return "P" + name[1:]
     kind, bracket, of = name.partition("[")
-    kind = kind.replace("_", " ")
-    return f"{kind} ({of.removesuffix(']')})" if bracket else kind
+    kind = METRICS.get(kind, kind.replace("_", " "))
+    return f"{kind} ({of.removesuffix(']').rpartition('/')[2]})" if bracket else kind

@@ -66,11 +66,12 @@ def test_res_has_a_row_per_method_and_its_groups_in_a_table_of_their_own() -> No
     assert coarse.breakdown is not None and {row.method for row in coarse.breakdown.rows} == {"coarse"}
 
 
-def test_groups_are_columns_where_there_is_one_metric() -> None:
+def test_png_has_its_usual_groups_as_columns() -> None:
     found = section(*png())
     assert found.main.columns == ("all", "thing", "stuff", "singular", "plural")
     assert shown(found)[0] == ("refined", "85.0", "83.0", "81.0", "79.0", "–")
-    assert found.breakdown is not None and found.breakdown.columns == BREAKDOWN
+    assert found.breakdown is not None and found.breakdown.columns == ("average recall",)
+    assert [row.group for row in found.breakdown.rows] == list(BREAKDOWN)
 
 
 def test_keywords_have_columns_of_three_levels_and_the_runs_threshold_only() -> None:
@@ -100,7 +101,7 @@ def test_what_is_absent_says_why() -> None:
 
 def test_protocols_metrics_and_groups_of_the_future_need_no_change() -> None:
     news = {"protocol": "video-qa", "dataset": "clips", "group": "night"}
-    found = section(measure("frame_recall", 0.25, **news), measure("recall[bert-9]", 0.5, **news))
+    found = section(measure("frame_recall", 0.25, **news), measure("recall[org/bert-9]", 0.5, **news))
     assert found.title.title == "video-qa" and found.main.columns == ("frame recall", "recall (bert-9)")
     assert shown(found) == [("refined", "25.0", "50.0")] and found.breakdown is None
 
@@ -125,6 +126,8 @@ def test_published_lines_stand_beside_the_same_data_and_protocol_only() -> None:
     assert reasoning.breakdown is not None
     groups = {row.group for row in reasoning.breakdown.rows if row.method.startswith("LISA")}
     assert groups == {"short", "long"}
+    without = [each for each in reasonseg(split="test") if each.group == "all"]
+    assert {row.split for row in section(*without, *reasonseg()).breakdown.rows} == {"val"}  # type: ignore[union-attr]
 
 
 def test_published_numbers_are_shares_with_a_source() -> None:
