@@ -38,6 +38,8 @@ class Evaluate:
     similarity: str = "token_f1"
     """What compares GCG's phrases: token_f1 (needs no model, no published number), or a text encoder: folder or HF id
     (the public script's is google-bert/bert-base-uncased)."""
+    captions: bool = True
+    """METEOR and CIDEr of GCG's captions; they need Java and pip install 'frozen-lmm-grounding[gcg]'."""
     spacy_model: str | None = None
     """A spaCy pipeline (en_core_web_sm, …) whose noun chunks are a rival of the keyword selector; default: none."""
     batch_size: int = 8
@@ -113,7 +115,7 @@ def _text_models(args: Evaluate) -> Any:
     from stages.evaluate.stage import TextModels
 
     chunks = NounChunks(args.spacy_model) if args.spacy_model else None
-    return TextModels(similarity=open_similarity(args.similarity), noun_chunks=chunks)
+    return TextModels(similarity=open_similarity(args.similarity), noun_chunks=chunks, captions=args.captions)
 
 
 def _scored(args: Evaluate, folder: Path, indices: list[int], rest: Any) -> Iterator[Any]:

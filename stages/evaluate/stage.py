@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import Any, Final
 
 from manifests.schema import CAPTIONS
 from stages.evaluate.baselines import Lexicon, NounPhrases
+from stages.evaluate.captions import CaptionScore, score_captions
 from stages.evaluate.captions import identity as caption_identity
-from stages.evaluate.captions import score_captions
 from stages.evaluate.evaluation import Evaluation
 from stages.evaluate.gcg import summarise_gcg
 from stages.evaluate.keywords import summarise_chooser, summarise_keywords, words_of
@@ -42,14 +42,19 @@ def masks_measured(objects: Sequence[ObjectResult], head: Head, meta: dict[str, 
     ]
 
 
+NOT_ASKED: Final = {name: CaptionScore(value=None, absent="evaluate with --captions") for name in ("meteor", "cider")}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextModels:
     """What reads texts, by name: another model is another number, so their identities stay with the results."""
 
     similarity: Similarity
     """Of GCG's phrases."""
-    noun_chunks: NounChunks | None
+    noun_chunks: NounChunks | None = None
     """spaCy's, the rival of the keyword selector; None: not asked for."""
+    captions: bool = True
+    """METEOR and CIDEr; False: not asked for."""
 
 
 def words_measured(outcome: Outcome, priors: PriorsLike, lam: float, texts: TextModels) -> list[Measure]:
@@ -73,7 +78,10 @@ def conversations_measured(outcome: Outcome, head: Head, texts: TextModels) -> l
     if not outcome.selects:
         return []
     method = "refined" if head.refined_size is not None else "coarse"
-    scored = partial(summarise_gcg, similarity=texts.similarity, captions=score_captions, method=method)
+    # Java takes seconds to start, and captions without tags are the same in both protocols
+    scorer = cache(lambda true, said: score_captions(true, said) if texts.captions else dict(NOT_ASKED))
+    captions = lambda true, said: scorer(tuple(true), tuple(said))  # noqa: E731
+    scored = partial(summarise_gcg, similarity=texts.similarity, captions=captions, method=method)
     return [m for strict in (False, True) for m in scored(outcome.conversations, strict=strict)]
 
 

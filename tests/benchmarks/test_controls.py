@@ -64,7 +64,7 @@ def test_best_map_chooses_on_training_and_validation(priors: Priors) -> None:
     assert set(chosen) == {"referring", "narrative"}
     assert all(0 <= channel < priors.channels for channel, _ in chosen.values())
     results = best_map.apply(priors, held_out_indices(priors.samples), chosen)
-    assert 0 < numbers(results["referring"], results["narrative"])["res_ciou"] < 1
+    assert 0 < numbers(results)["res_ciou"] < 1
 
 
 def test_random_weights_are_the_same_every_time_and_none_is_the_embedded_one(tmp_path: Path) -> None:

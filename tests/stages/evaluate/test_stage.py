@@ -11,9 +11,8 @@ from PIL import Image
 
 from cache.priors import Priors
 from manifests.errors import DatasetError
-from manifests.masks import decode
-from stages.evaluate.stage import held_out, run_head
-from stages.train_head.heads.checkpoint import load_head
+from stages.evaluate.results import ObjectTable
+from stages.evaluate.scoring import held_out
 from tests.helpers import cli, tree
 
 
@@ -22,47 +21,51 @@ def test_metrics_report_and_pictures(
 ) -> None:
     cli("evaluate", "--cache", small_cache, "--head", small_head, "--out", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    rows = {(r["dataset"], r["split"], r["which"]): r for r in metrics["res"]}
-    splits = {"val", "testA", "testB"}
-    assert {key[:2] for key in rows} == {("scenes-refcoco", s) for s in splits} | {("shifted-refcoco", "testA")}
-    assert {r["dataset"] for r in metrics["png"]} == {"scenes-png", "shifted-png"}
-    for row in metrics["png"]:
-        assert set(row["groups"]) == {"all", "thing", "stuff", "singular", "plural"}
-    texts = {s.sample_id: s for s in Priors.open(small_cache).samples if s.task == "narrative" and s.split != "train"}
-    methods = ["selector", "lexicon", "every noun phrase"]
-    for dataset, split in {(s.dataset, s.split) for s in texts.values()}:
-        found = [r for r in metrics["keywords"] if (r["dataset"], r["split"]) == (dataset, split)]
-        assert [r["method"] for r in found] == methods
-        assert {r["samples"] for r in found} == {sum((s.dataset, s.split) == (dataset, split) for s in texts.values())}
-    assert len(metrics["keywords"]) == 2 * len(methods) and len(metrics["keyword_sweep"]) == 2 * 19
+    found = {}
+    for row in metrics["results"]:
+        found.setdefault(row["protocol"], set()).add((row["dataset"], row["split"]))
+    expressions = {("scenes-refcoco", split) for split in ("val", "testA", "testB")} | {("shifted-refcoco", "testA")}
+    captions = {("scenes-png", "val"), ("shifted-png", "val")}
+    gcg = {("scenes-gcg", "val")}
+    questions = {("scenes-reasonseg", split) for split in ("val", "test")}
+    assert found == {
+        "res-flmm": expressions, "png": captions, "keywords": captions, "reasonseg": questions, "gcg": gcg,
+        "gcg-strict": gcg,
+    }  # fmt: skip
+    methods = {row["method"] for row in metrics["results"] if row["protocol"] == "keywords"}
+    assert {"selector λ=0.3", "selector λ=0.95", "lexicon", "every noun phrase"} <= methods
+    priors = Priors.open(small_cache)
+    held = [s for s in priors.samples if s.split != "train"]
+    objects = ObjectTable(tmp_path / "objects.parquet")
+    assert len(objects) == sum(len(s.objects) for s in held if s.task != "conversation")
+    assert metrics["run"]["objects"] == len(objects) and metrics["run"]["samples"] == len(held)
     stored = sum(path.stat().st_size for path in (small_cache / "priors.zarr").rglob("c.*"))
-    objects = sum(len(s.objects) for s in Priors.open(small_cache).samples)
-    assert metrics["run"]["bytes per object"] == pytest.approx(stored / objects, abs=0.1)
+    each = stored / priors.objects()
+    assert metrics["run"]["bytes per object"] == pytest.approx(each, abs=0.1)
     printed = capsys.readouterr().out
-    assert f"{stored / objects:,.0f} bytes/object (+ " in printed and "sheet.png" in printed
-    assert metrics["run"]["lam"] == 0.3 and metrics["failed_samples"] == 0
+    assert f"{each:,.0f} bytes/object (+ " in printed and "sheet.png" in printed
+    assert json.loads(printed.splitlines()[-1])["objects"] == len(objects)
+    assert metrics["run"]["lam"] == 0.3 and metrics["failures"] == {}
+    assert metrics["text_models"]["similarity"] == {"name": "token_f1"}
     assert Image.open(tmp_path / "sheet.png").width > 500
     assert "<script" not in (tmp_path / "report.html").read_text()
 
 
-def test_numbers_equal_a_plain_loop_and_failed_samples_are_misses(small_cache: Path, small_head: Path) -> None:
-    priors, head = Priors.open(small_cache), load_head(small_head)
-    indices = held_out(priors, ["testA"])
-    plain = run_head(head, priors, indices, batch_size=1)
-    failing = indices[0]
-    priors.failures[failing] = "made to fail"
-    outcome = run_head(head, priors, indices, batch_size=3)
-    sample = priors.samples[failing]
-    assert outcome.failures == {sample.sample_id: "made to fail"}
-    missed = [r for r in outcome.referring if r.failed]
-    assert [r.area for r in missed] == [int(decode(o.mask).sum()) for o in sample.objects]
-    assert all(r.intersection == 0 and r.union == r.area for r in missed)
-    others = [r for r in outcome.referring if not r.failed]
-    expected = [r for r in plain.referring if r.sample_id != sample.sample_id]
-    assert len(others) == len(expected)
-    for a, b in zip(others, expected, strict=True):
-        assert a.phrase == b.phrase and a.area == b.area
-        assert abs(a.intersection - b.intersection) <= 2 + 0.01 * b.area  # batches round at the threshold
+def test_the_same_twice_and_for_any_number_of_workers(small_cache: Path, small_head: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    options = ("--cache", small_cache, "--head", small_head, "--out", tmp_path / "out", "--batch-size", "2")
+    files = []
+    for workers in (1, 1, 2):
+        cli("evaluate", *options, "--workers", workers, "--no-captions")
+        files.append(tree(tmp_path / "out"))
+    assert files[0] == files[1]
+    # threads of a worker decide how sums are rounded; of what is counted nothing may be lost or out of order
+    one, two = (json.loads(each["metrics.json"])["results"] for each in files[1:])
+    counts = ("protocol", "dataset", "split", "method", "group", "metric", "images", "items", "failed")
+    assert [[row[name] for name in counts] for row in one] == [[row[name] for name in counts] for row in two]
+    for a, b in zip(one, two, strict=True):
+        assert (a["value"] is None) == (b["value"] is None)
+        assert a["value"] is None or a["value"]["value"] == pytest.approx(b["value"]["value"], abs=0.02)
 
 
 def test_a_head_of_other_priors_is_refused(
@@ -83,7 +86,8 @@ def test_a_head_without_a_refiner_and_images_that_are_gone(
     head = tmp_path / "head"
     cli("train-head", "--cache", small_cache, "--out", head, "--epochs", "1", "--no-refiner")
     cli("evaluate", "--cache", small_cache, "--head", head, "--out", tmp_path / "out", "--splits", "testA")
-    assert {r["which"] for r in json.loads((tmp_path / "out" / "metrics.json").read_text())["res"]} == {"coarse"}
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    assert {row["method"] for row in results} == {"coarse"}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Predicted mask" in page and "Refined mask" not in page and "Coarse mask" not in page
     capsys.readouterr()
@@ -96,7 +100,7 @@ def test_a_head_without_a_refiner_and_images_that_are_gone(
 def test_a_foreign_out_folder_is_refused_and_stays_as_it_is(
     small_cache: Path, small_head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
-    monkeypatch.setattr("stages.evaluate.stage.run_head", None)  # refused before the work
+    monkeypatch.setattr("stages.evaluate.worker.score", None)  # refused before the work
     (tmp_path / "metrics.json").write_text('{"schema": 2, "accuracy": 1}')
     (tmp_path / "sheet.png").write_text("mine")
     before = tree(tmp_path)
@@ -139,5 +143,5 @@ def test_users_own_photos_and_masks(small_head: Path, tmp_path: Path) -> None:
     cli("extract", "--dataset", "own", "--data-root", root, "--cache", cache, "--local")
     cli("evaluate", "--cache", cache, "--head", small_head, "--out", tmp_path / "out")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["png"][0]["groups"]["all"]["objects"] == 1
+    assert {row["items"] for row in metrics["results"] if (row["protocol"], row["group"]) == ("png", "all")} == {1}
     assert (tmp_path / "out" / "sheet.png").stat().st_size > 10_000
