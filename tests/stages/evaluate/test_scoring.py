@@ -1,4 +1,4 @@
-"""A head on cached priors: against a plain loop, failed samples, ignored pixels, and phrases of the LMM's own captions."""
+"""A head on cached priors: against a plain loop, failed samples, ignored pixels, phrases of the LMM's own captions."""
 
 from __future__ import annotations
 
