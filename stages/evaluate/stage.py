@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Final
 
 from manifests.schema import CAPTIONS
@@ -78,9 +78,7 @@ def conversations_measured(outcome: Outcome, head: Head, texts: TextModels) -> l
     if not outcome.selects:
         return []
     method = "refined" if head.refined_size is not None else "coarse"
-    # Java takes seconds to start, and captions without tags are the same in both protocols
-    scorer = cache(lambda true, said: score_captions(true, said) if texts.captions else dict(NOT_ASKED))
-    captions = lambda true, said: scorer(tuple(true), tuple(said))  # noqa: E731
+    captions = score_captions if texts.captions else lambda *_: NOT_ASKED
     scored = partial(summarise_gcg, similarity=texts.similarity, captions=captions, method=method)
     return [m for strict in (False, True) for m in scored(outcome.conversations, strict=strict)]
 
