@@ -22,25 +22,25 @@ def test_metrics_report_and_pictures(
 ) -> None:
     cli("evaluate", "--cache", small_cache, "--head", small_head, "--out", tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    rows = {(r["dataset"], r["split"], r["which"]): r for r in metrics["res"]}
-    splits = {"val", "testA", "testB"}
-    assert {key[:2] for key in rows} == {("scenes-refcoco", s) for s in splits} | {("shifted-refcoco", "testA")}
-    assert {r["dataset"] for r in metrics["png"]} == {"scenes-png", "shifted-png"}
-    for row in metrics["png"]:
-        assert set(row["groups"]) == {"all", "thing", "stuff", "singular", "plural"}
+    of = {name: [r for r in metrics["results"] if r["protocol"] == name] for name in ("res-flmm", "png", "keywords")}
+    splits = {("scenes-refcoco", s) for s in ("val", "testA", "testB")} | {("shifted-refcoco", "testA")}
+    assert {(r["dataset"], r["split"]) for r in of["res-flmm"]} == splits
+    assert {r["method"] for r in of["res-flmm"]} == {r["method"] for r in of["png"]} == {"refined", "coarse"}
+    assert {r["dataset"] for r in of["png"]} == {"scenes-png", "shifted-png"}
+    assert {r["group"] for r in of["png"]} >= {"all", "thing", "stuff", "singular", "plural"}
     texts = {s.sample_id: s for s in Priors.open(small_cache).samples if s.task == "narrative" and s.split != "train"}
-    methods = ["selector", "lexicon", "every noun phrase"]
+    lams = [f"selector λ={0.05 * k:g}" for k in range(1, 20)]
     for dataset, split in {(s.dataset, s.split) for s in texts.values()}:
-        found = [r for r in metrics["keywords"] if (r["dataset"], r["split"]) == (dataset, split)]
-        assert [r["method"] for r in found] == methods
-        assert {r["samples"] for r in found} == {sum((s.dataset, s.split) == (dataset, split) for s in texts.values())}
-    assert len(metrics["keywords"]) == 2 * len(methods) and len(metrics["keyword_sweep"]) == 2 * 19
+        found = [r for r in of["keywords"] if (r["dataset"], r["split"]) == (dataset, split)]
+        assert sorted({r["method"] for r in found}) == sorted([*lams, "lexicon", "every noun phrase"])
+        assert {r["items"] for r in found} == {sum((s.dataset, s.split) == (dataset, split) for s in texts.values())}
+        assert len(found) == (19 + 2) * 9
     stored = sum(path.stat().st_size for path in (small_cache / "priors.zarr").rglob("c.*"))
     objects = sum(len(s.objects) for s in Priors.open(small_cache).samples)
     assert metrics["run"]["bytes per object"] == pytest.approx(stored / objects, abs=0.1)
     printed = capsys.readouterr().out
     assert f"{stored / objects:,.0f} bytes/object (+ " in printed and "sheet.png" in printed
-    assert metrics["run"]["lam"] == 0.3 and metrics["failed_samples"] == 0
+    assert metrics["run"]["lam"] == 0.3 and metrics["failures"] == {}
     assert Image.open(tmp_path / "sheet.png").width > 500
     assert "<script" not in (tmp_path / "report.html").read_text()
 
@@ -83,7 +83,8 @@ def test_a_head_without_a_refiner_and_images_that_are_gone(
     head = tmp_path / "head"
     cli("train-head", "--cache", small_cache, "--out", head, "--epochs", "1", "--no-refiner")
     cli("evaluate", "--cache", small_cache, "--head", head, "--out", tmp_path / "out", "--splits", "testA")
-    assert {r["which"] for r in json.loads((tmp_path / "out" / "metrics.json").read_text())["res"]} == {"coarse"}
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    assert {r["method"] for r in results if r["protocol"].startswith("res")} == {"coarse"}
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Predicted mask" in page and "Refined mask" not in page and "Coarse mask" not in page
     capsys.readouterr()
@@ -139,5 +140,6 @@ def test_users_own_photos_and_masks(small_head: Path, tmp_path: Path) -> None:
     cli("extract", "--dataset", "own", "--data-root", root, "--cache", cache, "--local")
     cli("evaluate", "--cache", cache, "--head", small_head, "--out", tmp_path / "out")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["png"][0]["groups"]["all"]["objects"] == 1
+    recall = next(r for r in metrics["results"] if (r["protocol"], r["group"]) == ("png", "all"))
+    assert recall["items"] == 1
     assert (tmp_path / "out" / "sheet.png").stat().st_size > 10_000
