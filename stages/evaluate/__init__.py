@@ -1,9 +1,14 @@
-"""Metrics, protocols and the report: what masks and chosen words are worth, from plain numpy arrays.
+"""Metrics, protocols and the report: what masks and chosen words are worth.
 
-metrics.py       masks -> intersection, union, IoU           results.py     the numbers kept per object
-res.py, png.py   one protocol each                           keywords.py    which words should be grounded
-gcg.py           captions with grounded phrases              captions.py    METEOR and CIDEr
-bootstrap.py     intervals over images                       baselines.py, noun_chunks.py   choice without a selector
-assignment.py    one-to-one pairs                            similarity.py  how alike two phrases are
-pictures.py      the picture sheet                           report.py      HTML page, metrics.json, Markdown
+scoring.py    a head on cached priors -> numbers per object, text and conversation     worker.py  some samples at a time
+results.py    the numbers kept per object, as a table          metrics.py     masks -> intersection, union, IoU
+res.py, png.py, reasonseg.py, gcg.py, keywords.py              one protocol each -> measures (measures.py)
+bootstrap.py  intervals over images                            baselines.py, noun_chunks.py  keywords without a selector
+captions.py   METEOR and CIDEr                                 similarity.py  of phrases
+assignment.py, average_precision.py                            the mathematics of GCG
+stage.py      all of them together -> Evaluation               evaluation.py  Evaluation and metrics.json
+tables.py     measures -> tables, Markdown                     titles.py      how protocols and metrics are called
+page.py       the HTML page                                    report.py      all files of an evaluation
+compare.py    several evaluations side by side                 published.py   numbers of papers
+cases.py, pictures.py, conversations.py                        single cases as pictures
 """

@@ -22,6 +22,7 @@ METRICS_FILE: Final = "metrics.json"
 Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 """What of ("png val") -> whose ("thing") -> points in [0, 1] x [0, 1], by x."""
 _TEXTS: Final = ("protocol", "dataset", "split", "method", "group", "metric", "absent")
+_LEVELS: Final = 50  # of lists and objects in each other; an identity has fewer than ten
 _COUNTS: Final = ("images", "items", "failed")
 
 
@@ -91,6 +92,9 @@ def read_metrics(place: Path) -> Evaluation:
 
 
 def _evaluation(record: dict[str, Any]) -> Evaluation:
+    if _levels_exceed(record, _LEVELS):
+        raise ValueError("it is nested too deeply")
+    json.dumps(record, allow_nan=False)  # ValueError for what a file of ours never holds, and can not be written again
     for name in ("run", "curves", "text_models", "failures"):
         if not isinstance(record[name], dict):
             raise ValueError(f"{name!r} is no object")
@@ -120,6 +124,14 @@ def _measure(found: Any) -> Measure:
         low, high = (None if value[end] is None else _number(value[end]) for end in ("low", "high"))
         value = Estimate(value=_number(value["value"]), low=low, high=None if low is None else high)
     return Measure(**found | {"value": value})
+
+
+def _levels_exceed(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        inner = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [each for values in inner for each in values]
+    return bool(level)
 
 
 def _number(value: Any) -> float:
