@@ -251,7 +251,9 @@ def _size(caption: Caption, root: Path) -> tuple[int, int]:
 def _mask(shapes: list[Any], height: int, width: int) -> tuple[Rle, str | None]:
     """The union; where it can not be had, a mask without pixels and the reason."""
     try:
-        masks = [from_segmentation(shape, height, width) for shape in shapes]
-        return (union(masks) if masks else empty(height, width)), None
+        mask = union([from_segmentation(shape, height, width) for shape in shapes] or [empty(height, width)])
+        if mask["size"] != [height, width]:
+            raise ValueError(f"{mask['size'][0]}x{mask['size'][1]} pixels, the image has {height}x{width}")
+        return mask, None
     except ValueError as fault:
         return empty(height, width), str(fault)

@@ -212,6 +212,6 @@ def phrase(segment: Segment) -> str:
 def readable(category: str) -> str:
     """COCO's name of a category as people say it: "wall-other-merged" -> "wall", "floor-wood" -> "wood floor"."""
     words = [word for word in category.split("-") if word not in ("other", "merged", "stuff")]
-    if words[0] in ("floor", "wall"):
+    if words[:1] in (["floor"], ["wall"]):
         words = words[::-1]
-    return " ".join(words).replace("playingfield", "playing field")
+    return " ".join(words).strip().replace("playingfield", "playing field") or category

@@ -29,14 +29,22 @@ def draw_polygon(points: Sequence[tuple[float, float]], height: int, width: int)
     and for an outline of more than `OUTLINE` pixels.
     """
     corners = np.trunc(np.asarray(points, np.float64).reshape(-1, 2)).astype(np.int64)
-    ends = np.roll(corners, -1, axis=0)
     if not len(corners):
         raise ValueError("a polygon without points")
-    if np.abs(ends - corners).max(1).clip(1).sum() > OUTLINE:
+    if np.abs(np.roll(corners, -1, axis=0) - corners).max(1).clip(1).sum() > OUTLINE:
         raise ValueError(f"a polygon with an outline of more than {OUTLINE} pixels")
+    size = np.array([width, height])
+    first, last = corners.min(0).clip(0, size), (corners.max(0) + 1).clip(0, size)
+    mask = np.zeros((height, width), bool)
+    mask[first[1] : last[1], first[0] : last[0]] = _draw(corners - first, *(last - first)[::-1].tolist())
+    return mask
+
+
+def _draw(corners: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The part of a polygon in a window. corners: int64 [n, 2], (x, y) counted from the window's first pixel."""
     mask = np.zeros((height, width), bool)
     borders = np.zeros((height, width + 1), np.uint8)  # how often the outline crosses a row just left of this pixel
-    for x0, y0, x1, y1 in np.concatenate([corners, ends], axis=1).tolist():
+    for x0, y0, x1, y1 in np.concatenate([corners, np.roll(corners, -1, axis=0)], axis=1).tolist():
         x, y = _line(x0, y0, x1, y1)
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
         mask[y[inside], x[inside]] = True

@@ -153,9 +153,8 @@ class GcgFiles:
 
     def save(self) -> list[Path]:
         """Write both files; returns their paths."""
-        paths = []
-        for kind, rows in (("caption", self.captions), ("mask", self.masks)):
-            paths.append(self.folder / f"{self.split}_gcg_coco_{kind}_gt.json")
-            categories = [{"id": 1, "name": "object"}]
-            place(paths[-1], as_json({"images": self.images, "annotations": rows, "categories": categories}))
-        return paths
+        captions, masks = (self.folder / f"{self.split}_gcg_coco_{kind}_gt.json" for kind in ("caption", "mask"))
+        place(captions, as_json({"images": self.images, "annotations": self.captions}))
+        categories = [{"id": 1, "name": "object"}]
+        place(masks, as_json({"images": self.images, "annotations": self.masks, "categories": categories}))
+        return [captions, masks]

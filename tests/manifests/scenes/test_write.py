@@ -116,6 +116,10 @@ def test_train_narratives_are_on_the_train_images_and_test_images_on_no_train_im
     train = images.pop(("scenes-refcoco", "train"))
     assert images.pop(("scenes-png", "train")) == train
     assert images.pop(("shifted-refcoco", "testA")) == images[("shifted-png", "val")]
+    # questions and captions are about images of other test splits
+    assert images.pop(("scenes-reasonseg", "val")) <= images[("scenes-refcoco", "testA")]
+    assert images.pop(("scenes-reasonseg", "test")) <= images[("scenes-refcoco", "testB")]
+    assert images.pop(("scenes-gcg", "val")) <= images[("scenes-png", "val")]
     rest = [digest for found in images.values() for digest in found]
     assert len(set(rest)) == len(rest) and not train & set(rest)
 
@@ -193,12 +197,24 @@ def test_config_ranges(field: str, value: int) -> None:
         ScenesConfig(**{field: value})
 
 
+NEW_IN_6 = ("reason_seg", "GranDf")
+
+
 def test_the_generator_version_is_raised_when_scenes_or_texts_change(tmp_path: Path) -> None:
-    """Texts, masks and ids of a few scenes. Where this fails: raise GENERATOR_VERSION, then put the new digest here."""
-    write_scenes(tmp_path / "a", SMALL)
-    digest = hashlib.sha256()
-    for path in sorted((tmp_path / "a").rglob("*.json")) + sorted((tmp_path / "a").rglob("*.p")):
+    """Texts, masks and ids of a few scenes. Where this fails: raise GENERATOR_VERSION, then put the new digest here.
+
+    Version 6 added ReasonSeg and GCG files; all others are those of version 5, whose digest is the first.
+    """
+    root = tmp_path / "a"
+    write_scenes(root, SMALL)
+    old, new = hashlib.sha256(), hashlib.sha256()
+    for path in sorted(root.rglob("*.json")) + sorted(root.rglob("*.p")):
         if path.name != "scenes.json":
             content = pickle.loads(path.read_bytes()) if path.suffix == ".p" else json.loads(path.read_bytes())
+            digest = new if path.relative_to(root).parts[0] in NEW_IN_6 else old
             digest.update(json.dumps(content, sort_keys=True).encode())
-    assert (GENERATOR_VERSION, digest.hexdigest()[:16]) == (5, "475f554558d379aa")
+    assert (old.hexdigest()[:16], new.hexdigest()[:16], GENERATOR_VERSION) == (
+        "475f554558d379aa",
+        "eeb0cf15163ecb2c",
+        6,
+    )
