@@ -9,7 +9,7 @@ from pathlib import PureWindowsPath
 from typing import Final, Literal
 
 from manifests.errors import DatasetError
-from manifests.files import is_unicode, text_fault
+from manifests.files import is_unicode, shown, text_fault
 from manifests.masks import Rle, area
 from manifests.pictures import size_fault
 
@@ -93,11 +93,11 @@ class Sample:
     def __post_init__(self) -> None:
         if not all(map(is_unicode, self._texts())):
             raise DatasetError(
-                f"sample {self.sample_id!a}: a text holds half a character (a lone surrogate): save the file as UTF-8"
+                f"sample {ascii(self.sample_id)[:100]}: a text holds half a character (a lone surrogate): save it as UTF-8"
             )
         if leaves_root(self.image_path):
             raise DatasetError(
-                f"sample {self.sample_id}: image path {self.image_path!r} leaves the data root; "
+                f"sample {shown(self.sample_id)}: image path {shown(self.image_path)} leaves the data root; "
                 "give it relative to the root, without '..'"
             )
 

@@ -16,7 +16,7 @@ from tests.helpers import cli, tree
 
 OPTIONS = {
     "extract": ["--lmm", "--dataset", "--data-root", "--cache", "--images", "--splits", "--limit", "--sentences",
-                "--store-grid", "--views", "--context", "--merge", "--batch-size", "--dtype", "--attention", "--device",
+                "--store-grid", "--views", "--context", "--decontaminate", "--merge", "--batch-size", "--dtype", "--attention", "--device",
                 "--trust-remote-code", "--sam", "--sam-checkpoint", "--workers", "--gpus-per-worker", "--local",
                 "--ray-address", "--unit-deadline", "--dry-run", "--overwrite"],
     "train-head": ["--cache", "--images", "--out", "--head", "--preset", "--refiner", "--prompt-mask", "--prompt-box",
