@@ -10,14 +10,17 @@ import torch
 from accelerate.utils import get_max_memory
 from PIL import Image
 from torch import Tensor
+from transformers import GenerationConfig, GenerationMixin
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from manifests.errors import ModelError
+from manifests.schema import Reply
 from stages.extract.attention import Merge, WordRows
 from stages.extract.capture import AttentionCapture, Captured
 from stages.extract.checkpoint import first_line, local_folder, unloadable
 from stages.extract.presets import STORED, LMMPreset
-from stages.extract.processor import LMMInput, LMMProcessor
+from stages.extract.processor import Asked, LMMInput, LMMProcessor
+from stages.extract.replies import reply_of
 
 
 def require_attention(attention: str, dtype: str) -> None:
@@ -124,3 +127,52 @@ class FrozenLMM:
         """One forward pass over a batch; see `Captured` for shapes. `length`: the plan's padded length."""
         inputs, rows = self.collate(batch, length or max(s.length for s in batch))
         return self.capture.run(inputs, rows)
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer: of the checkpoint's generation_config, else the tokenizer's."""
+        found = self.model.generation_config.eos_token_id
+        found = self.processor.tokenizer.eos_token_id if found is None else found
+        return [found] if isinstance(found, int) else list(found or ())
+
+    def reply(self, asked: Sequence[Asked], max_new_tokens: int = 256) -> list[Reply]:
+        """What the LMM says to each question, together in one batch: always the likeliest token (greedy).
+
+        Nothing that the checkpoint's generation_config asks for has a say but the tokens that end an answer; the
+        image's token is never said, for it would be read as one. An answer that is cut off at `max_new_tokens`, or
+        where the LMM's context ends, is not `finished`. A batch that does not fit a GPU is halved.
+        """
+        try:
+            said = self.generate(asked, max_new_tokens)
+        except torch.OutOfMemoryError:
+            if len(asked) == 1:
+                raise
+            said = []
+        if not said:
+            torch.cuda.empty_cache()
+            half = len(asked) // 2
+            return self.reply(asked[:half], max_new_tokens) + self.reply(asked[half:], max_new_tokens)
+        return [reply_of(self.processor.tokenizer, ids, self.ends) for ids in said]
+
+    @torch.no_grad()
+    def generate(self, asked: Sequence[Asked], max_new_tokens: int) -> list[list[int]]:
+        """The token ids of each answer, with the one that ends it and anything behind that."""
+        inputs = self.on_device(self.processor.collate_prompts(asked))
+        room = [self.processor.room(each.prompt, max_new_tokens) for each in asked]
+        own = self.model.generation_config
+        # what a given configuration leaves open would be taken from the model's: so it is put in the place of that one
+        self.model.generation_config = GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max(room),
+            suppress_tokens=[self.processor.image_id],
+            eos_token_id=self.ends,
+            pad_token_id=0,
+        )
+        try:
+            # not the class's own, which Janus has for the sake of the images that it makes
+            output = GenerationMixin.generate(self.model, **inputs)
+        finally:
+            self.model.generation_config = own
+        answers = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [ids[:most] for ids, most in zip(answers, room, strict=True)]

@@ -82,6 +82,14 @@ class LMMInput:
         return [self.prompt.views] * len(self.object_tokens)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A question about an image. image: uint8 [height, width, 3] of `FrozenLMM.prepare`."""
+
+    image: np.ndarray
+    prompt: Prompt
+
+
 class LMMProcessor:
     """An LMM's own tokenizer and image processor; LLaVA's images are prepared as F-LMM prepares them.
 
@@ -106,6 +114,8 @@ class LMMProcessor:
             raise unloadable(folder, "tokenizer or processor", error, trusted) from error
         self.grid = grid_of(self.config)
         self.image_id = image_token_id(self.config)
+        self.context: int | None = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        """Tokens that prompt and answer may have together, where the checkpoint says so."""
         self._cached = lru_cache(maxsize=4096)(self._prompt)
 
     def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
@@ -190,6 +200,23 @@ class LMMProcessor:
             )
         pixels = self.pixels([s.image for s in batch])
         return {"input_ids": ids, "attention_mask": mask, **types, **pixels}, rows
+
+    def collate_prompts(self, asked: Sequence[Asked]) -> dict[str, Tensor]:
+        """Model inputs of questions without answers, left-padded: what is said comes right after each."""
+        length = max(len(each.prompt.ids) for each in asked)
+        ids, mask = (torch.zeros(len(asked), length, dtype=torch.long) for _ in range(2))
+        types = {name: torch.zeros(len(asked), length, dtype=torch.long) for name in asked[0].prompt.types}
+        for b, each in enumerate(asked):
+            start = length - len(each.prompt.ids)
+            ids[b, start:] = torch.tensor(each.prompt.ids)
+            mask[b, start:] = 1
+            for name, values in each.prompt.types.items():
+                types[name][b, start:] = torch.tensor(values)
+        return {"input_ids": ids, "attention_mask": mask, **types, **self.pixels([each.image for each in asked])}
+
+    def room(self, prompt: Prompt, most: int) -> int:
+        """Tokens, at most `most`, that an answer may have until the LMM's context is full."""
+        return most if self.context is None else min(most, self.context - len(prompt.ids))
 
     def answer(self, sample: Sample) -> Answer:
         """Each piece is tokenised alone, without special tokens, and the ids are concatenated (F-LMM).
