@@ -13,13 +13,14 @@ from typing import Final
 
 from PIL import Image
 
-from manifests.scenes.lessons import question
+from manifests.scenes.lessons import listing, question
 from manifests.scenes.world import make_scene
 
 SPLITS: Final = ("testA", "testB", "narratives")
 """No model learns from these scenes. Those of `shifted` have a texture that the questions do not name."""
-KINDS: Final = ("colour", "texture", "ground", "count", "exists")
-MAX_NEW_TOKENS: Final = 16
+KINDS: Final = ("colour", "texture", "ground", "count", "exists", "listing")
+"""Answers of the last kind name everything in the picture: up to 60 tokens, where one that differs changes the rest."""
+MAX_NEW_TOKENS: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,9 @@ class Question:
 
 def kind_of(text: str) -> str:
     """Which of KINDS a question of `manifests.scenes.lessons` is of."""
-    starts = {"what colour": "colour", "where is": "ground", "how many": "count", "is there": "exists"}
+    starts = {
+        "what colour": "colour", "where is": "ground", "how many": "count", "is there": "exists", "What is": "listing",
+    }  # fmt: skip
     return next((kind for start, kind in starts.items() if text.startswith(start)), "texture")
 
 
@@ -57,7 +60,8 @@ def scene_questions(number: int) -> list[Question]:
         image = Image.fromarray(scene.image)
         asked: set[str] = set()
         for attempt in range(2 * len(KINDS)):
-            text, truth = question(scene, random.Random(f"{split} {index} {attempt}"))
+            rng = random.Random(f"{split} {index} {attempt}")
+            text, truth = question(scene, rng) if attempt else listing(scene, rng)
             kind = kind_of(text)
             if kind in asked or taken[kind] == most or len(found) >= number:
                 continue

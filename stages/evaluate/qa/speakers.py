@@ -13,7 +13,10 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
 import torch
 from PIL import Image
@@ -27,11 +30,9 @@ from stages.extract.presets import LMMPreset
 from stages.extract.processor import Asked, LMMInput, LMMProcessor
 from stages.extract.repair import repaired
 
-
-class Speaker(Protocol):
-    """Answers questions about an image, always with the likeliest token."""
-
-    def reply(self, image: Image.Image, question: str, max_new_tokens: int) -> Reply: ...
+TOLERANCE: Final = 1e-3
+"""Shares of a softmax row add up to 1 within this, in float32 and over thousands of keys."""
+T = TypeVar("T")
 
 
 class PlainLMM(FrozenLMM):
@@ -46,7 +47,7 @@ class PlainLMM(FrozenLMM):
 
 
 class Plain:
-    """An LMM that answers one question at a time: nothing depends on what is asked beside it."""
+    """An LMM that answers one question at a time, always with the likeliest token."""
 
     def __init__(self, lmm: FrozenLMM):
         self.lmm = lmm
@@ -122,5 +123,31 @@ class Capturing(Plain):
         self.mass = min(self.mass, mass.mean().item())
 
 
-TOLERANCE: Final = 1e-3
-"""Shares of a softmax row add up to 1 within this, in float32 and over thousands of keys."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Both(Generic[T]):
+    """What the two said to the same questions.
+
+    attention: the attention implementation of "off" and of "on".  capture: how much was captured with it on.
+    """
+
+    off: T
+    on: T
+    attention: dict[str, str]
+    capture: dict[str, int | float]
+
+
+def off_then_on(preset: LMMPreset, device: str, dtype: str | None, ask: Callable[[str, Plain], T]) -> Both[T]:
+    """Ask the plain checkpoint, then, when it has left the memory, the LMM of extraction with capture on.
+
+    In this order, because some attention functions are replaced for the whole process when capture is first installed.
+    ask: is given "off" or "on", and who answers.
+    """
+    plain: Any = Plain(PlainLMM(preset, device, dtype))
+    attention, off = {"off": plain.attention}, ask("off", plain)
+    del plain
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    capturing = Capturing(FrozenLMM(preset, device, dtype))
+    on = ask("on", capturing)
+    return Both(off=off, on=on, attention=attention | {"on": capturing.attention}, capture=capturing.summary())
