@@ -6,11 +6,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from manifests.errors import PipelineError
+from pipeline.qa import Questions, run_qa
 from pipeline.train_head import bytes_read, choose_device, prepare_out, shown_bytes
 
 
@@ -21,6 +22,8 @@ class Evaluate:
     The LMM is not needed: what it answered is in the cache. docs/protocols.md says how each number is made.
     """
 
+    task: Literal["grounding", "qa"] = "grounding"
+    """grounding: masks of a cache's objects.  qa: does the LMM answer questions the same with capture on and off?"""
     cache: str = "runs/cache"
     """A complete cache: a folder, s3://bucket/prefix, or an .h5 file that `cache export` made."""
     images: str | None = None
@@ -29,8 +32,9 @@ class Evaluate:
     """Folder of a head that `train-head` made, or one of the Hugging Face Hub: hf://user/name[@revision]."""
     head_class: str | None = None
     """Whose code a head is that is none of this program's: module:Class. It is run."""
-    out: Path = Path("runs/evaluation")
-    """Folder for metrics.json, results.md, report.html, sheet.png and objects.parquet (a row per object)."""
+    out: Path | None = None
+    """Folder for metrics.json, results.md, report.html, sheet.png and objects.parquet (a row per object); default:
+    runs/evaluation, or runs/qa."""
     splits: tuple[str, ...] | None = None
     """Only these splits; default: all but train."""
     lam: float = 0.3
@@ -50,6 +54,7 @@ class Evaluate:
     """Where the images are now (pictures only); default: where extraction found them."""
     device: str = "auto"
     """cuda, cpu or auto."""
+    qa: Questions = field(default_factory=Questions)
 
 
 def run(args: Evaluate) -> None:
@@ -67,6 +72,10 @@ def run(args: Evaluate) -> None:
     from stages.train_head.heads.checkpoint import load_head, require_same_priors
     from stages.train_head.heads.hub import fetch_head
 
+    if args.task == "qa":
+        run_qa(args.qa, args.out or Path("runs/qa"), args.device)
+        return
+    out = args.out or Path("runs/evaluation")
     start = time.perf_counter()
     if not 0 < args.lam < 1:
         raise PipelineError(f"--lam {args.lam}: must lie between 0 and 1")
@@ -80,11 +89,11 @@ def run(args: Evaluate) -> None:
     require_same_priors(head, priors.identity, args.head)
     indices = held_out(priors, args.splits)
     texts = _text_models(args)
-    prepare_out(args.out, "evaluation", is_evaluation)
-    (args.out / "metrics.json").unlink(missing_ok=True)  # the files beside it are of another evaluation from here on
+    prepare_out(out, "evaluation", is_evaluation)
+    (out / "metrics.json").unlink(missing_ok=True)  # the files beside it are of another evaluation from here on
     outcome = Outcome()
     objects = write_objects(
-        args.out / TABLE, (each for part in _scored(args, folder, indices, outcome) for each in part.objects)
+        out / TABLE, (each for part in _scored(args, folder, indices, outcome) for each in part.objects)
     )
     counts = {"samples": len(indices), "objects": len(objects), "failed samples": len(outcome.failures)}
     about = _about(args, priors, head, folder) | counts
@@ -96,7 +105,7 @@ def run(args: Evaluate) -> None:
     except DatasetError as error:
         print(f"no pictures: {error} (--data-root says where the images are)")
         cases, talks = [], []
-    paths = write_report(args.out, evaluation, cases, talks)
+    paths = write_report(out, evaluation, cases, talks)
     print(markdown(evaluation, breakdown=False))
     print(
         f"evaluate: {len(objects)} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted "
@@ -169,6 +178,7 @@ def _about(args: Evaluate, priors: Any, head: Any, folder: Path) -> dict[str, An
         "cache": args.cache,
         "lam": args.lam,
         "data": dict(priors.samples.meta),
+        "manifest": priors.store.meta.files["manifest.parquet"],
         **{name.replace("_", " "): value for name, value in bytes_read(priors, head).items()},
         "identity": priors.identity,
     }

@@ -11,4 +11,5 @@ tables.py     measures -> tables, Markdown                     titles.py      ho
 page.py       the HTML page                                    report.py      all files of an evaluation
 compare.py    several evaluations side by side                 published.py   numbers of papers
 cases.py, pictures.py, conversations.py                        single cases as pictures
+qa/           does the LMM answer the same with attention capture on and off?
 """
