@@ -1,7 +1,7 @@
 """What the tiny LMM reads to learn its words: listings, statements and questions about a scene.
 
-Of these texts evaluations use questions, about scenes of their own (`manifests.scenes.conversations`), and listings, to ask
-(`stages.evaluate.qa`); `manifests.scenes.language` has all others that the datasets hold.
+Of these texts evaluations use questions (`manifests.scenes.conversations`), and listings (`stages.evaluate.qa`), about
+scenes of their own; `manifests.scenes.language` has all others that the datasets hold.
 """
 
 from __future__ import annotations

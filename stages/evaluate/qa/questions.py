@@ -40,14 +40,6 @@ class Question:
         return _words(answer) == _words(self.truth)
 
 
-def kind_of(text: str) -> str:
-    """Which of KINDS a question of `manifests.scenes.lessons` is of."""
-    starts = {
-        "what colour": "colour", "where is": "ground", "how many": "count", "is there": "exists", "What is": "listing",
-    }  # fmt: skip
-    return next((kind for start, kind in starts.items() if text.startswith(start)), "texture")
-
-
 def scene_questions(number: int) -> list[Question]:
     """So many questions, equally many of each kind (one more of some where that can not be): always the same ones."""
     most, taken = -(-number // len(KINDS)), Counter[str]()
@@ -61,8 +53,12 @@ def scene_questions(number: int) -> list[Question]:
         asked: set[str] = set()
         for attempt in range(2 * len(KINDS)):
             rng = random.Random(f"{split} {index} {attempt}")
-            text, truth = question(scene, rng) if attempt else listing(scene, rng)
-            kind = kind_of(text)
+            if attempt:
+                one = question(scene, rng)
+                text, truth, kind = one.text, one.answer, one.kind
+            else:
+                text, truth = listing(scene, rng)
+                kind = "listing"
             if kind in asked or taken[kind] == most or len(found) >= number:
                 continue
             asked.add(kind)
