@@ -103,11 +103,10 @@ def score(
     jobs = [partial(_read, priors, part[first : first + batch_size], head, device) for part, first in groups]
     for (part, first), (items, batch) in zip(groups, prefetch(jobs), strict=True):
         group = part[first : first + batch_size]
-        with torch.no_grad():  # not around the yield: it would be the caller's too
-            if part is found:
-                scored = _searched(head, priors, group, items, device, lam)
-            else:
-                scored = _scored(head, priors, group, batch, device)
+        if part is found:
+            scored = _searched(head, priors, group, items, device, lam)
+        else:
+            scored = _scored(head, priors, group, batch, device)
         missing = [index for index in group if index not in items]
         scored.failures = {priors.samples[i].sample_id: priors.failures.get(i, "no priors") for i in missing}
         yield len(group), scored
@@ -149,6 +148,7 @@ def _scored(head: Head, priors: PriorsLike, group: Sequence[int], batch: Batch |
     return scored
 
 
+@torch.no_grad()
 def run(head: Head, inputs: HeadBatch) -> HeadOutput:
     """The head's logits. Raises ModelError where they are no numbers: they would be masks without pixels in silence."""
     output = head(inputs)

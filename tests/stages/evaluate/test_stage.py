@@ -112,7 +112,7 @@ def test_a_foreign_out_folder_is_refused_and_stays_as_it_is(
 
 def test_an_unknown_split_is_named_with_those_that_exist(small_cache: Path) -> None:
     priors = Priors.open(small_cache)
-    with pytest.raises(DatasetError, match=r"--splits nope: .* its splits are train, val, testA, testB$"):
+    with pytest.raises(DatasetError, match=r"--splits nope: .* its splits are train, val, testA, testB, test$"):
         held_out(priors, ["testA", "nope"])
     assert {priors.samples[i].split for i in held_out(priors, ["testA"])} == {"testA"}
 
