@@ -57,3 +57,8 @@ def text_fault(text: str) -> str | None:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         return "is not Unicode"
     return None
+
+
+def short(value: Any) -> str:
+    """A value of a file as a message can show it: in one line, its first 40 characters."""
+    return " ".join(str(value).split())[:40]

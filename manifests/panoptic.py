@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from manifests.errors import DatasetError
-from manifests.files import check_record, check_size, read_json, records
+from manifests.files import check_record, check_size, read_json, records, short
 from manifests.masks import encode
 from manifests.pictures import picture_size
 from manifests.schema import Object, Piece, Sample
@@ -64,7 +64,7 @@ class Panoptic:
             for info in row["segments_info"]:
                 check_record(info, {"id": int, "category_id": int}, where)
                 if not 0 <= info["id"] < 1 << 24:
-                    raise DatasetError(f"{where}: a png can not hold segment {str(info['id'])[:20]}: {source}")
+                    raise DatasetError(f"{where}: a png can not hold segment {short(info['id'])}: {source}")
                 if info["category_id"] not in by_id:
                     raise DatasetError(f"{where}: there is no category {info['category_id']}: {source}")
             segments[row["image_id"]] = {i["id"]: _segment(i, by_id[i["category_id"]]) for i in row["segments_info"]}

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from manifests.errors import DatasetError
-from manifests.files import check_record, read_json
+from manifests.files import check_record, read_json, short
 from manifests.masks import encode
 from manifests.panoptic import SPLITS, Panoptic, Segment
 from manifests.schema import Object, Piece, Sample
@@ -95,7 +95,7 @@ def _check_narrative(row: Any, truth: Panoptic, where: str) -> None:
             raise DatasetError(f"{where}: segment ids {ids} are not whole numbers: {SOURCE}")
     image_id = str(row["image_id"])
     if not _is_number(image_id) or int(image_id) not in truth.images:
-        raise DatasetError(f"{where} is on image {image_id[:20]}, which the panoptic json does not have: {SOURCE}")
+        raise DatasetError(f"{where} is on image {short(image_id)}, which the panoptic json does not have: {SOURCE}")
 
 
 def _is_number(value: Any) -> bool:

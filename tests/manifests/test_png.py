@@ -165,7 +165,7 @@ def test_a_png_that_can_not_be_used_is_the_reason_of_its_samples_alone(tmp_path:
     "segments, changes, words",
     [
         ([said("a", "5")], {"image_id": "8"}, r"narrative 0 is on image 8, which the panoptic json does not have"),
-        ([said("a", "5")], {"image_id": "x"}, r"narrative 0 is on image x"),
+        ([said("a", "5")], {"image_id": "x\ny"}, r"narrative 0 is on image x y, which"),
         ([said("a", "five")], {}, r"narrative 0: segment ids \['five'\] are not whole numbers"),
         ([{"utterance": "a"}], {}, r"narrative 0, segment: a record has no proper segment_ids"),
         ([3], {}, r"narrative 0, segment: a record has no proper utterance, segment_ids"),
