@@ -31,6 +31,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
+def short(value: Any) -> str:
+    """The same, a text without the quotation marks around it."""
+    return shown(value).strip("'\"")
+
+
 def parse_json(text: str | bytes) -> Any:
     """The JSON value of a text. Raises ValueError, also where it is nested too deeply."""
     try:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from manifests.errors import DatasetError
-from manifests.files import check_record, read_json, records, text_fault
+from manifests.files import check_record, read_json, records, short, text_fault
 from manifests.masks import Rle, empty, from_segmentation, union
 from manifests.pictures import picture_size, size_fault
 from manifests.schema import Object, Piece, Sample, leaves_root
@@ -114,7 +114,7 @@ def _captions(root: Path, split: str, annotations: str | Path, image_dir: str) -
     for row in records(said, "annotations", said_path):
         check_record(row, {"image_id": (str, int), "caption": str, "labels": list}, f"{said_path}: annotations")
         if not all(isinstance(label, str) for label in row["labels"]):
-            raise DatasetError(f"{said_path}: image {row['image_id']} has a label that is no text: {SOURCE}")
+            raise DatasetError(f"{said_path}: image {short(row['image_id'])} has a label that is no text: {SOURCE}")
         texts.setdefault(str(row["image_id"]), row)
     shapes: dict[str, list[Any]] = {}
     for row in records(masks, "annotations", mask_path):
@@ -211,7 +211,7 @@ def sample_of(caption: Caption, root: Path, split: str, prompt: str, dataset: st
         prompt=prompt,
         pieces=tuple(pieces),
         objects=tuple(objects),
-        error=error and f"caption {caption.key}: {error}",
+        error=error and f"caption {short(caption.key)}: {error}",
     )
 
 

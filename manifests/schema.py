@@ -93,11 +93,11 @@ class Sample:
     def __post_init__(self) -> None:
         if not all(map(is_unicode, self._texts())):
             raise DatasetError(
-                f"sample {ascii(self.sample_id)[:100]}: a text holds half a character (a lone surrogate): save it as UTF-8"
+                f"sample {ascii(self.sample_id)[:100]}: a text holds half a character (a surrogate): save it as UTF-8"
             )
         if leaves_root(self.image_path):
             raise DatasetError(
-                f"sample {shown(self.sample_id)}: image path {shown(self.image_path)} leaves the data root; "
+                f"sample {self.sample_id[:100]}: image path {shown(self.image_path)} leaves the data root; "
                 "give it relative to the root, without '..'"
             )
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from manifests.pictures import MAX_PIXELS, picture_size, size_fault
+from manifests.pictures import MAX_PIXELS, MAX_SIDE, picture_size, size_fault
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "bmp", "webp"])
@@ -55,7 +55,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 
 
 def test_sizes() -> None:
-    assert size_fault(1, MAX_PIXELS) is None
+    assert size_fault(MAX_SIDE, MAX_PIXELS // MAX_SIDE) is None
     assert size_fault(0, 5) == "is 0x5 pixels (height x width)"
     assert str(size_fault(-(10**9), -(10**9))).startswith("is -1000000000x")
     assert str(size_fault(2, MAX_PIXELS)).endswith("are allowed")

@@ -16,9 +16,9 @@ from tests.helpers import cli, tree
 
 OPTIONS = {
     "extract": ["--lmm", "--dataset", "--data-root", "--cache", "--images", "--splits", "--limit", "--sentences",
-                "--store-grid", "--views", "--context", "--decontaminate", "--merge", "--batch-size", "--dtype", "--attention", "--device",
-                "--trust-remote-code", "--sam", "--sam-checkpoint", "--workers", "--gpus-per-worker", "--local",
-                "--ray-address", "--unit-deadline", "--dry-run", "--overwrite"],
+                "--store-grid", "--views", "--context", "--decontaminate", "--merge", "--batch-size", "--dtype",
+                "--attention", "--device", "--trust-remote-code", "--sam", "--sam-checkpoint", "--workers",
+                "--gpus-per-worker", "--local", "--ray-address", "--unit-deadline", "--dry-run", "--overwrite"],
     "train-head": ["--cache", "--images", "--out", "--head", "--preset", "--refiner", "--prompt-mask", "--prompt-box",
                    "--prompt-text", "--epochs", "--lr", "--batch-size", "--seed", "--device", "--memory-gb",
                    "--sam-checkpoint"],
@@ -32,7 +32,8 @@ OPTIONS = {
                 "--seed"],
     "ablate": ["--cache", "--images", "--out", "--only", "--seeds", "--epochs", "--device", "--processes", "--merge",
                "--extract", "--sam-checkpoint", "--quick"],
-    "manifest": ["--dataset", "--data-root", "--splits", "--limit", "--sentences", "--context", "--file"],
+    "manifest": ["--dataset", "--data-root", "--more-roots", "--splits", "--limit", "--sentences", "--context",
+                 "--decontaminate", "--lmm", "--file"],
     "cache info": ["--cache"],
     "cache verify": ["--cache", "--images", "--repair"],
     "cache export": ["--cache", "--to", "--with-images", "--images", "--overwrite"],

@@ -27,7 +27,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: Any, expect: int = 0) -> tupl
 
 def test_counts_are_plain_sums(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "m.parquet"
-    text, built = run(capsys, "build", "--dataset", "scenes-refcoco", "--data-root", data_root, "--file", file)
+    _, built = run(capsys, "build", "--dataset", "scenes-refcoco", "--data-root", data_root, "--file", file)
     samples = build("scenes-refcoco", data_root)
     assert list(Samples(file)) == samples and built["warnings"] == []
     for row in built["splits"]:
