@@ -159,6 +159,7 @@ class Letters:
     """An LMM's texts, easy to see through: a token a letter, refusing images of 5 x 50 pixels."""
 
     preset = replace(TINY, grid=(2, 3), layers=2, width=4)
+    context: int | None = None
 
     def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
         if size[0] == 10 * size[1]:
@@ -205,7 +206,8 @@ def plain_plan(samples: list[Sample], row_of: dict[str, int], capacity: int, bat
     text, usable, found = Letters(), [], {}
     for index, sample in enumerate(samples):
         refused = sample.width == 10 * sample.height
-        error = problem(sample) or (None if sample.image_path in row_of else f"{sample.image_path} is gone")
+        gone = None if sample.image_path in row_of else f"{sample.image_path} is gone"
+        error = sample.error or gone or problem(sample)
         if error is None and refused:
             error = f"the LMM takes no image of {sample.width}x{sample.height} pixels (too wide): leave it out"
         if error is None:
