@@ -81,6 +81,7 @@ class RowsPass:
         answer, is_answer = _padded([list(s.answer) for s in samples])
         answer_sample, answer_slot = is_answer.nonzero(as_tuple=True)
         self.merge = merge
+        self.first_row = min((p for s in samples for positions in s.objects for p in positions), default=0)
         self._host = {
             "rows": rows, "columns": columns, "is_column": is_column, "sample": sample, "slot": slot,
             "position": rows[sample, slot], "token": token, "is_token": is_token, "answer_sample": answer_sample,
@@ -136,15 +137,15 @@ EAGER: WeakSet[nn.Module] = WeakSet()
 """Attention modules of models that transformers loads with eager attention."""
 
 
-def _rows_of_mask(mask: Tensor | None, rows: Tensor, length: int, window: int | None) -> Tensor:
+def _rows_of_mask(mask: Tensor | None, rows: Tensor, first: int, length: int, window: int | None) -> Tensor:
     """Which keys each row may see: bool, or additive as the model made it, [B, 1, R, L].
 
-    mask: [B|1, 1|N, L, L]; or what flash attention takes, [B, L] (1 for keys that are no padding) or None, both causal
-    and of a sliding `window`.
+    mask: [B|1, 1|N, L - first, L]; or what flash attention takes, [B, L] (1 for keys that are no padding) or None, both
+    causal and of a sliding `window`.
     """
     if mask is not None and mask.dim() == 4:
         mask = mask.expand(rows.shape[0], -1, -1, -1)[..., :length]
-        return mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, length))
+        return mask.gather(2, (rows - first).clamp(min=0)[:, None, :, None].expand(-1, mask.shape[1], -1, length))
     key, row = torch.arange(length, device=rows.device), rows[..., None]
     allowed = key <= row if window is None else (key <= row) & (row - key < window)
     return (allowed if mask is None else allowed & mask[:, None].bool())[:, None]
@@ -158,19 +159,22 @@ def attention_rows(
     rows: Tensor,
     columns: Tensor,
     window: int | None = None,
+    first: int = 0,
 ) -> Tensor:
     """softmax(q k^T * scaling + mask) for chosen rows and columns, in float32.
 
-    query: [B, N, L, d], key: [B, N / groups, L, d], mask: bool or additive [B|1, 1|N, L, L], or bool [B, L] or None
-    (causal, in a sliding `window` of that many keys), rows: int64 [B, R], columns: int64 [B, P].
+    query: [B, N, L - first, d], of the positions from `first` on, key: [B, N / groups, L, d], mask: bool or additive
+    [B|1, 1|N, L - first, L], or bool [B, L] or None (causal, in a sliding `window` of that many keys), rows: int64
+    [B, R], columns: int64 [B, P].
     Returns float32 [B, N, R, P].
     """
     batch, heads, _, width = query.shape
     groups, count = heads // key.shape[1], rows.shape[1]
-    chosen = query.gather(2, rows[:, None, :, None].expand(-1, heads, -1, width)).float()
+    # padding of rows is position 0, which may lie before the first query
+    chosen = query.gather(2, (rows - first).clamp(min=0)[:, None, :, None].expand(-1, heads, -1, width)).float()
     chosen = chosen.reshape(batch, key.shape[1], groups * count, width)
     scores = (chosen @ key.float().transpose(-1, -2)).view(batch, heads, count, -1) * scaling
-    allowed = _rows_of_mask(mask, rows, key.shape[2], window)
+    allowed = _rows_of_mask(mask, rows, first, key.shape[2], window)
     scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed
     total = scores.logsumexp(-1, keepdim=True)
     return (scores.gather(3, columns[:, None, None].expand(-1, heads, count, -1)) - total).exp_()
@@ -185,22 +189,28 @@ def _capture(
         index = run.on(query.device)
         with torch.no_grad():
             scaling = scaling or query.shape[-1] ** -0.5
-            run.put(layer, attention_rows(query, key, mask, scaling, index.rows, index.columns, window))
+            first = key.shape[2] - query.shape[2]
+            run.put(layer, attention_rows(query, key, mask, scaling, index.rows, index.columns, window, first))
 
 
 def _forward(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ):
     """The attention function that transformers calls: capture, then SDPA exactly as it would have run."""
-    _require_whole(module, query, key)
+    _require_rows(module, query, key)
     if module in EAGER or any(kwargs.get(name) is not None for name in NOT_IN_SDPA):
         return _eager(module, query, key, value, attention_mask, **kwargs)
     _capture(module, query, key, attention_mask, None, kwargs.get("scaling"))
     return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
 
 
-def _require_whole(module: nn.Module, query: Tensor, key: Tensor) -> None:
-    if module in ACTIVE and key.shape[2] != query.shape[2]:
+def _require_rows(module: nn.Module, query: Tensor, key: Tensor) -> None:
+    """The rows that are wanted must be among the queries, and the keys be those of the whole input."""
+    first = key.shape[2] - query.shape[2]
+    if first == 0 or module not in ACTIVE:
+        return
+    # where later layers share their keys with earlier ones (Gemma 4), `generate` gives them a prompt's last token only
+    if not getattr(module, "is_kv_shared_layer", False) or not 0 < first <= ACTIVE[module][1].first_row:
         raise ModelError(f"{type(module).__name__} attends to a cache or to other states: its rows can not be captured")
 
 
@@ -210,9 +220,9 @@ def _eager(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: T
     forward = next((f for m in module_of_class if (f := getattr(m, "eager_attention_forward", None))), None)
     if forward is None:
         raise ModelError(f"{type(module).__name__} has no eager attention of its own: its rows can not be captured")
-    length = query.shape[2]
+    count, first = query.shape[2], key.shape[2] - query.shape[2]
     if mask is None:  # SDPA's causal flag
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril_()[None, None]
+        mask = torch.ones(count, count, dtype=torch.bool, device=query.device).tril_()[None, None]
     if mask.dtype == torch.bool:  # eager adds its mask to the scores
         zero = torch.zeros((), dtype=query.dtype, device=query.device)
         mask = zero.masked_fill(~mask, torch.finfo(query.dtype).min)
@@ -222,7 +232,8 @@ def _eager(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: T
         index = run.on(weights.device)
         with torch.no_grad():
             heads, keys = weights.shape[1], weights.shape[3]
-            rows = weights.gather(2, index.rows[:, None, :, None].expand(-1, heads, -1, keys))
+            rows = (index.rows - first).clamp(min=0)[:, None, :, None]
+            rows = weights.gather(2, rows.expand(-1, heads, -1, keys))
             run.put(layer, rows.gather(3, index.columns[:, None, None].expand(-1, heads, rows.shape[2], -1)))
     return out, None
 
@@ -240,7 +251,7 @@ class _BesideFlash:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ):
         if module in ACTIVE:
-            _require_whole(module, query, key)
+            _require_rows(module, query, key)
             causal = kwargs.get("is_causal")
             if not (getattr(module, "is_causal", True) if causal is None else causal):
                 raise ModelError(f"{type(module).__name__} is not causal under flash attention: give --attention sdpa")

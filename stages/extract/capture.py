@@ -6,7 +6,8 @@ padded to the batch's most, T object tokens, d width of the hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -121,21 +122,52 @@ class AttentionCapture:
         handles = [layer.register_forward_hook(keep(i)) for i, layer in enumerate(self.layers[:-1])]
         outputs: list[Any] = []
         handles.append(self.decoder.register_forward_hook(lambda _module, _args, output: outputs.append(output)))
+        try:
+            with self._first_pass(run):
+                self._body(**inputs, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        last = outputs[0].last_hidden_state
+        hidden = torch.stack([*(s.to(last.device) for s in states if s is not None), run.select(last)], 1)
+        return Captured(attention=self._stacked(run, last.device), hidden=hidden, answer_hidden=run.answer(last))
+
+    @contextmanager
+    def beside(self, samples: Sequence[WordRows]) -> Iterator[list[Tensor]]:
+        """Capture beside whatever runs the model inside the block: the first pass of its text decoder, and no other.
+
+        For `generate` that is the pass over the whole prompt, so `samples` may ask for rows of the prompt only; the
+        passes after it, a token each, run as they would. Gives a list that holds `Captured.attention` after the block.
+        Raises ModelError where a layer was not captured, or there was no pass over a whole prompt.
+        """
+        run = RowsPass(samples, self.merge)
+        found: list[Tensor] = []
+        with self._first_pass(run):
+            yield found
+        found.append(self._stacked(run, run.maps[len(self.attentions) - 1].device))
+
+    @contextmanager
+    def _first_pass(self, run: RowsPass) -> Iterator[None]:
+        """The decoder's first forward pass inside the block leaves every layer's rows in `run`."""
+
+        def stop(*_: Any) -> None:
+            for module in self.attentions:
+                ACTIVE.pop(module, None)
+
+        handle = self.decoder.register_forward_hook(stop)
         for i, module in enumerate(self.attentions):
             ACTIVE[module] = (i, run)
         try:
-            self._body(**inputs, use_cache=False)
+            yield
         finally:
-            for module in self.attentions:
-                del ACTIVE[module]
-            for handle in handles:
-                handle.remove()
+            stop()
+            handle.remove()
         if len(run.maps) != len(self.attentions):
             raise ModelError(
                 f"{type(self.model).__name__} goes around transformers' attention interface: {len(run.maps)} of its "
                 f"{len(self.attentions)} layers were captured"
             )
-        last = outputs[0].last_hidden_state
-        hidden = torch.stack([*(s.to(last.device) for s in states if s is not None), run.select(last)], 1)
-        attention = torch.stack([run.maps[i].to(last.device) for i in range(len(self.attentions))], 1)
-        return Captured(attention=attention, hidden=hidden, answer_hidden=run.answer(last))
+
+    def _stacked(self, run: RowsPass, device: torch.device) -> Tensor:
+        """[K, A, N, P]: the maps of all layers, on one device."""
+        return torch.stack([run.maps[i].to(device) for i in range(len(self.attentions))], 1)
