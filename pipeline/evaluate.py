@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from manifests.errors import PipelineError
+from pipeline.qa import Questions, run_qa
 from pipeline.train_head import bytes_read, choose_device, prepare_out, shown_bytes
 
 
@@ -15,6 +16,8 @@ from pipeline.train_head import bytes_read, choose_device, prepare_out, shown_by
 class Evaluate:
     """Evaluate a head: RES cIoU, mIoU, P@X; PNG average recall; keyword precision, recall, F1. Failed samples miss."""
 
+    task: Literal["grounding", "qa"] = "grounding"
+    """grounding: masks of a cache's objects.  qa: does the LMM answer questions the same with capture on and off?"""
     cache: str = "runs/cache"
     """A complete cache: a folder, s3://bucket/prefix, or an .h5 file that `cache export` made."""
     images: str | None = None
@@ -23,8 +26,8 @@ class Evaluate:
     """Folder of a head that `train-head` made, or one of the Hugging Face Hub: hf://user/name[@revision]."""
     head_class: str | None = None
     """Whose code a head is that is none of this program's: module:Class. It is run."""
-    out: Path = Path("runs/evaluation")
-    """Folder for metrics.json, results.md, report.html and sheet.png."""
+    out: Path | None = None
+    """Folder for metrics.json, results.md, report.html and sheet.png; default: runs/evaluation, or runs/qa."""
     splits: tuple[str, ...] | None = None
     """Only these splits; default: all but train."""
     lam: float = 0.3
@@ -35,6 +38,7 @@ class Evaluate:
     """Where the images are now (pictures only); default: where extraction found them."""
     device: str = "auto"
     """cuda, cpu or auto."""
+    qa: Questions = field(default_factory=Questions)
 
 
 def run(args: Evaluate) -> None:
@@ -49,6 +53,10 @@ def run(args: Evaluate) -> None:
     from stages.train_head.heads.checkpoint import load_head, require_same_priors, weights_digest
     from stages.train_head.heads.hub import fetch_head
 
+    if args.task == "qa":
+        run_qa(args.qa, args.out or Path("runs/qa"), args.device)
+        return
+    args.out = args.out or Path("runs/evaluation")
     start = time.perf_counter()
     if not 0 < args.lam < 1:
         raise PipelineError(f"--lam {args.lam}: must lie between 0 and 1")

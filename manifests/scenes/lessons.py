@@ -1,6 +1,7 @@
 """What the tiny LMM reads to learn its words: listings, statements and questions about a scene.
 
-No evaluation uses these texts; `manifests.scenes.language` has those that the datasets hold.
+Of these texts an evaluation uses listings and questions, to ask (`stages.evaluate.qa`); `manifests.scenes.language` has
+those that the datasets hold.
 """
 
 from __future__ import annotations
