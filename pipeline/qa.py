@@ -14,6 +14,7 @@ from manifests.errors import PipelineError
 from pipeline.train_head import choose_device, prepare_out
 
 RESULT: Final = "qa.json"
+ANSWERS: Final = "answers.jsonl"
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 
@@ -60,7 +61,8 @@ def run_qa(args: Questions, out: Path, device: str) -> None:
     dtype, device = args.dtype or preset.dtype, choose_device(device)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise PipelineError(f"--dtype {dtype}: float32, bfloat16 or float16")
-    prepare_out(out, "question answering", lambda folder: (folder / RESULT).is_file())
+    prepare_out(out, "answers", lambda folder: (folder / ANSWERS).is_file())
+    (out / RESULT).unlink(missing_ok=True)  # an earlier claim must not outlive a run that fails
     disable_progress_bar()  # of loading weights
     check = check_scenes(
         preset,
@@ -69,7 +71,7 @@ def run_qa(args: Questions, out: Path, device: str) -> None:
         dtype=dtype,
         progress=lambda questions: tqdm(questions, desc="questions", unit="question"),
     )
-    write_answers(out / "answers.jsonl", check.exchanges)
+    write_answers(out / ANSWERS, check.exchanges)
     harness = run_harness(args, tasks, out, device, dtype) if tasks else None
     parts = [check.about] + ([harness] if harness else [])
     result = {
