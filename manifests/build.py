@@ -124,13 +124,15 @@ def _panoptic(root: Path, sentences: Sentences, context: Context) -> list[Source
     ]
 
 
-def _reasonseg(splits: tuple[str, ...], name: str = "reasonseg") -> Reader:
+def _reasonseg(splits: tuple[str, ...], name: str = "reasonseg", ending: str = reasonseg.BRIEFLY) -> Reader:
     def sources(root: Path, sentences: Sentences, context: Context) -> list[Source]:
         return [
             Source(
                 dataset=name,
                 split=split,
-                read=partial(reasonseg.read_reasonseg, root, split, sentences=sentences, dataset_name=name),
+                read=partial(
+                    reasonseg.read_reasonseg, root, split, sentences=sentences, ending=ending, dataset_name=name
+                ),
                 images=partial(reasonseg.image_paths, root, split),
                 files=(f"reason_seg/ReasonSeg/{split}/",),
                 cure=reasonseg.SOURCE,
@@ -217,7 +219,9 @@ _SCENES: Final[dict[str, Reader]] = {
     "scenes-png": _png(("train", "val"), "scenes-png"),
     "shifted-refcoco": _refcoco("refcoco", "unc", ("testA",), "shifted-refcoco", "shifted/"),
     "shifted-png": _png(("val",), "shifted-png", "shifted/"),
-    "scenes-reasonseg": _reasonseg(("val", "test"), "scenes-reasonseg"),
+    "scenes-reasonseg": _reasonseg(
+        ("val", "test"), "scenes-reasonseg", ""
+    ),  # the tiny LMM has learned the question alone
     "scenes-gcg": _gcg(("val",), "scenes-gcg", DEFAULT_PROMPT),  # a prompt that the tiny LMM has learned
 }
 DATASETS: Final[dict[str, tuple[Reader, ...]]] = {

@@ -30,8 +30,9 @@ SOURCE: Final = (
 )
 SPLITS: Final = ("train", "val", "test")
 SHORT_QUESTION: Final = "What is {text} in this image?"
-"""How a short query, a noun phrase, is asked: as LISA's and F-LMM's evaluations do, without their requests for a mask
-("Please output segmentation mask.") or for brevity ("Briefly answer the question in a single sentence.")."""
+"""How a short query, a noun phrase, is asked: as LISA and F-LMM do, without LISA's request for a mask."""
+BRIEFLY: Final = "Briefly answer the question in a single sentence."
+"""What F-LMM's evaluation (its scripts/reason_seg.py) ends every question with."""
 MAX_SHAPES: Final = 1000
 
 
@@ -40,6 +41,7 @@ def read_reasonseg(
     split: str,
     *,
     sentences: Sentences = "first",
+    ending: str = BRIEFLY,
     folder: str = "reason_seg/ReasonSeg",
     dataset_name: str = "reasonseg",
 ) -> Iterator[Sample]:
@@ -49,7 +51,7 @@ def read_reasonseg(
     does; "all": each text is a sample.  folder: relative to `root`.
 
     A long text (`is_sentence`) is the prompt as it is, and so is a short one that ends in "?"; any other short one is
-    asked as `SHORT_QUESTION`. `Sample.group` is "long" or "short".
+    asked as `SHORT_QUESTION`. `ending` follows every question. `Sample.group` is "long" or "short".
 
     Shapes are painted by descending area, so that the smaller wins where two overlap, whatever they are; of equal ones
     the earlier. "ignore" in a label means pixels that do not count, the label "flag" a shape that is skipped. The size
@@ -61,7 +63,7 @@ def read_reasonseg(
     if sentences not in get_args(Sentences):
         raise DatasetError(f"sentences is first or all, got {sentences!r}")
     names = _names(Path(root), split, folder)
-    return _samples(Path(root), names, split, sentences, folder, dataset_name)
+    return _samples(Path(root), names, split, sentences, ending, folder, dataset_name)
 
 
 def image_paths(root: str | Path, split: str, *, folder: str = "reason_seg/ReasonSeg") -> Iterator[str]:
@@ -96,7 +98,7 @@ class _Annotation:
 
 
 def _samples(
-    root: Path, names: list[str], split: str, sentences: Sentences, folder: str, dataset: str
+    root: Path, names: list[str], split: str, sentences: Sentences, ending: str, folder: str, dataset: str
 ) -> Iterator[Sample]:
     for name in names:
         found = _read(root / folder / split, name)
@@ -104,6 +106,7 @@ def _samples(
             fault = text_fault(text) if text else "is empty"
             error = found.error or (fault and f"{name}.json: text {k} {fault}: correct it")
             said = "" if error and fault else text
+            asked = said if found.group == "long" or said.endswith("?") else SHORT_QUESTION.format(text=said)
             object_id = f"{dataset}/{split}/{name}"
             yield Sample(
                 sample_id=f"{object_id}-{k}",
@@ -114,7 +117,7 @@ def _samples(
                 image_path=f"{folder}/{split}/{name}.jpg",
                 height=found.height,
                 width=found.width,
-                prompt=said if found.group == "long" or said.endswith("?") else SHORT_QUESTION.format(text=said),
+                prompt=f"{asked} {ending}".strip(),
                 pieces=(),
                 objects=(
                     Object(

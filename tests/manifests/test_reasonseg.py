@@ -54,7 +54,8 @@ def test_a_sample(tmp_path: Path) -> None:
     assert (sample.task, sample.pieces, sample.group) == ("reasoning", (), "long")
     assert (sample.image_id, sample.image_path) == ("a", "reason_seg/ReasonSeg/val/a.jpg")
     assert (sample.height, sample.width) == (HEIGHT, WIDTH)
-    assert sample.prompt == sample.objects[0].phrase == "Who could sleep here?"
+    assert sample.objects[0].phrase == "Who could sleep here?"
+    assert sample.prompt == "Who could sleep here? Briefly answer the question in a single sentence."
     mask, ignore = pixels(sample)
     assert mask[3:9, 2:10].all() and mask.sum() == 6 * 8 and not ignore.any()  # the outline belongs to it
     assert sample.objects[0].ignore is None and sample.objects[0].object_id == "reasonseg/val/a"
@@ -73,15 +74,17 @@ def test_a_sample(tmp_path: Path) -> None:
     ],
 )
 def test_how_a_query_is_asked(tmp_path: Path, text: str, long: Any, prompt: str, group: str) -> None:
-    (sample,) = read(put(tmp_path, [], (text,), long))
+    put(tmp_path, [], (text,), long)
+    (sample,) = read(tmp_path, ending="")
     assert (sample.prompt, sample.group, sample.objects[0].phrase) == (prompt, group, text)
+    assert read(tmp_path)[0].prompt == f"{prompt} Briefly answer the question in a single sentence."
 
 
 def test_several_texts_are_one_sample_or_each_one(tmp_path: Path) -> None:
     put(tmp_path, [box("target", 1, 1, 5, 5)], ("a?", "b?", "c?"), True, split="train")
     (first,) = read(tmp_path, "train")
     every = read(tmp_path, "train", sentences="all")
-    assert [s.prompt for s in every] == ["a?", "b?", "c?"] and every[0] == first
+    assert [s.prompt.split()[0] for s in every] == ["a?", "b?", "c?"] and every[0] == first
     assert len({s.sample_id for s in every}) == 3 and len({s.objects[0].object_id for s in every}) == 1
 
 
