@@ -79,8 +79,9 @@ def run(args: Evaluate) -> None:
     start = time.perf_counter()
     if not 0 < args.lam < 1:
         raise PipelineError(f"--lam {args.lam}: must lie between 0 and 1")
-    if min(args.batch_size, 1 if args.workers is None else args.workers) < 1:
-        raise PipelineError("--batch-size and --workers must be at least 1")
+    for option, value in (("--batch-size", args.batch_size), ("--workers", args.workers)):
+        if value is not None and value < 1:
+            raise PipelineError(f"{option} {value}: must be at least 1")
     priors = Priors.open(args.cache, images_dir=args.images, need_images=False)
     folder = fetch_head(args.head)
     head = load_head(folder, head_class(args.head_class) if args.head_class else None)

@@ -52,7 +52,7 @@ def samples(root: Path) -> Iterator[list[Sample]]:
     """What `extract` finds for any --dataset."""
     found = questions(root, COUNT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.extract.build_samples", lambda args: found[: args.limit])
+        patch.setattr("pipeline.extract.build_samples", lambda args: (found[: args.limit], {}))
         patch.setattr("os.cpu_count", lambda: 1)  # threads that wait for each other are slow beside other work
         yield found
 
@@ -126,7 +126,7 @@ def test_a_run_again_asks_nothing_and_a_plan_without_answers_is_not_answered(
     assert "generation.max_tokens: cache has 40, this run 41" in capsys.readouterr().err
     monkeypatch.undo()
     cli(*command(root, tmp_path / "cache", "--limit", "3", "--no-answer"))
-    monkeypatch.setattr("pipeline.extract.build_samples", lambda args: questions(root, 3))
+    monkeypatch.setattr("pipeline.extract.build_samples", lambda args: (questions(root, 3), {}))
     cli(*command(root, tmp_path / "cache"), expect=2)
     assert "was planned with other answers, or with none (2 of 2 are not in" in capsys.readouterr().err
     cli(*command(root, tmp_path / "cache", "--overwrite"))
@@ -176,7 +176,7 @@ def test_killed_it_goes_on_and_ends_alike(root: Path, cache: Path, tmp_path: Pat
     script = (
         "import os, sys; import pipeline.extract, pipeline.answers; from pathlib import Path\n"
         "from pipeline.cli import main; from tests.stages.extract.questions import questions\n"
-        f"pipeline.extract.build_samples = lambda args: questions(Path({str(root)!r}), {COUNT})\n"
+        f"pipeline.extract.build_samples = lambda args: (questions(Path({str(root)!r}), {COUNT}), {{}})\n"
         "pipeline.answers.SAVED_EVERY = 0; os.cpu_count = lambda: 1\n"
         "sys.exit(main(sys.argv[1:]))"
     )
