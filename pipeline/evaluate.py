@@ -69,7 +69,7 @@ def run(args: Evaluate) -> None:
     from stages.evaluate.stage import summarise
     from stages.evaluate.tables import markdown
     from stages.train_head.heads import head_class
-    from stages.train_head.heads.checkpoint import load_head, require_same_priors
+    from stages.train_head.heads.checkpoint import learned_keywords, load_head, require_same_priors
     from stages.train_head.heads.hub import fetch_head
 
     if args.task == "qa":
@@ -96,6 +96,9 @@ def run(args: Evaluate) -> None:
     objects = write_objects(
         out / TABLE, (each for part in _scored(args, folder, indices, outcome) for each in part.objects)
     )
+    if not learned_keywords(head.record):
+        outcome.selects = False
+        print("no keywords, no GCG: the head's keyword selector was not trained, for that takes captions (PNG)")
     counts = {"samples": len(indices), "objects": len(objects), "failed samples": len(outcome.failures)}
     about = _about(args, priors, head, folder) | counts
     evaluation = summarise(objects, outcome, priors, head, texts, lam=args.lam, run=about)

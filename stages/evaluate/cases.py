@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
+from manifests.errors import DatasetError
 from manifests.masks import decode
 from manifests.schema import Sample
 from stages.evaluate.assignment import best_pairs
@@ -21,13 +24,29 @@ from stages.extract.images import open_image
 from stages.train_head.data import PriorsLike, as_box, read_batch
 from stages.train_head.heads.base import Head, crop_resize, to_image_masks
 
+T = TypeVar("T")
+
 
 @torch.no_grad()
 def draw_cases(
     head: Head, priors: PriorsLike, objects: Sequence[ObjectResult], data_root: Path, *, each: int = 2
 ) -> list[Case]:
-    """Best, median, worst and random objects. Raises DatasetError for an image that is not there."""
-    return [_case(head, priors, kind, objects[row], data_root) for kind, row in choose_cases(objects, each)]
+    """Best, median, worst and random objects; those whose image is not there are left out."""
+    chosen = choose_cases(objects, each)
+    return _those_with_images(partial(_case, head, priors, kind, objects[row], data_root) for kind, row in chosen)
+
+
+def _those_with_images(makers: Iterable[Callable[[], T]]) -> list[T]:
+    """What can be made; DatasetError, the first one, if that is nothing."""
+    made, missing = [], []
+    for make in makers:
+        try:
+            made.append(make())
+        except DatasetError as error:
+            missing.append(error)
+    if missing and not made:
+        raise missing[0]
+    return made
 
 
 def _case(head: Head, priors: PriorsLike, kind: str, result: ObjectResult, data_root: Path) -> Case:
@@ -62,7 +81,9 @@ def draw_conversations(
     chosen = [(kind, drawable[k]) for kind, k in pick(quality, [r.image_id for r in drawable], each)]
     wanted = {result.sample_id for _, result in chosen}
     rows = {name: row for row, name in enumerate(priors.samples.ids()) if name in wanted} if wanted else {}
-    return [_conversation(head, priors, kind, rows[r.sample_id], r, data_root, lam) for kind, r in chosen]
+    return _those_with_images(
+        partial(_conversation, head, priors, kind, rows[r.sample_id], r, data_root, lam) for kind, r in chosen
+    )
 
 
 def _conversation(
@@ -71,10 +92,10 @@ def _conversation(
     """A phrase that agrees best with a true one has its number."""
     sample, item = priors.samples[row], priors.read(row)
     assert item is not None and sample.reply is not None, "failed samples are not drawn"
-    found = choose_phrases(head, priors, {row: item}, "cpu", lam)
+    found = choose_phrases(head, priors, row, item, "cpu", lam)
     assert found is not None, "without a selector there is no conversation"
-    phrases = found[row][0]
-    masks = phrase_masks(head, priors, {row: item}, {row: phrases}, "cpu").get(row, ())
+    phrases, _ = found
+    masks = phrase_masks(head, priors, row, item, phrases, "cpu")
     truths = len(sample.objects)
     number = {p: t for p, t in best_pairs(result.ious) if result.ious[p, t] > 0}
     numbers = [number.get(k, truths + k) for k in range(len(phrases))]

@@ -24,10 +24,13 @@ _PROTOCOLS: Final = {("first", "joined"): PROTOCOL, ("all", "alone"): "res-lisa"
 
 
 def protocol_of(meta: Mapping[str, Any]) -> str:
-    """The protocol under which a manifest's expressions are seen. meta: of the manifest; {}: of users' own data.
+    """The protocol under which a manifest's expressions are seen. meta: of the manifest.
 
-    Other ways to see them have names of their own, such as "res-first-alone".
+    Other ways to see them have names of their own, such as "res-first-alone"; several ways, in a cache that was merged
+    of some, are "res-mixed".
     """
+    if "merged" in meta and not {"sentences", "context"} <= meta.keys():  # what differed was left out
+        return "res-mixed"
     seen = (str(meta.get("sentences", "first")), str(meta.get("context", "joined")))
     return _PROTOCOLS.get(seen, f"res-{seen[0]}-{seen[1]}")
 

@@ -23,7 +23,7 @@ from stages.evaluate.keywords import WordResult, choose, word_scores
 from stages.evaluate.keywords import words_of as words_in
 from stages.evaluate.metrics import intersection_union
 from stages.evaluate.results import ObjectResult, describe
-from stages.train_head.data import Batch, PriorsLike, batch_of, prefetch, splits_of
+from stages.train_head.data import Batch, PriorsLike, batch_of, prefetch, read_batch, splits_of
 from stages.train_head.heads.base import Head, HeadBatch, HeadOutput, ImageLogits, to_image_masks
 
 LAMBDA: Final = 0.3
@@ -96,35 +96,31 @@ def score(
     failed in extraction are misses.
     """
     head.to(device).eval()
-    found = [index for index in indices if _is_search(priors.samples[index])]
-    searched = set(found)
-    plain = [index for index in indices if index not in searched]
-    groups = [(part, first) for part in (plain, found) for first in range(0, len(part), batch_size)]
-    jobs = [partial(_read, priors, part[first : first + batch_size], head, device) for part, first in groups]
-    for (part, first), (items, batch) in zip(groups, prefetch(jobs), strict=True):
-        group = part[first : first + batch_size]
-        if part is found:
-            scored = _searched(head, priors, group, items, device, lam)
-        else:
-            scored = _scored(head, priors, group, batch, device)
-        missing = [index for index in group if index not in items]
-        scored.failures = {priors.samples[i].sample_id: priors.failures.get(i, "no priors") for i in missing}
+    searched = [index for index in indices if _is_search(priors.samples[index])]
+    among = set(searched)
+    given = [index for index in indices if index not in among]
+    batches = [given[first : first + batch_size] for first in range(0, len(given), batch_size)]
+    jobs = [partial(read_batch, priors, group, head, device) for group in batches]
+    for group, batch in zip(batches, prefetch(jobs), strict=True):
+        scored = _scored(head, priors, group, batch, device)
+        known = set(batch.indices) if batch else set()
+        scored.failures = _failures(priors, [index for index in group if index not in known])
         yield len(group), scored
+    # one at a time: every word of a caption has the maps of an object
+    items = prefetch([partial(priors.read, index) for index in searched], depth=1)
+    for index, item in zip(searched, items, strict=True):
+        scored = _searched(head, priors, index, item, device, lam)
+        scored.failures = _failures(priors, [index] if item is None else [])
+        yield 1, scored
+
+
+def _failures(priors: PriorsLike, failed: Sequence[int]) -> dict[str, str]:
+    return {priors.samples[index].sample_id: priors.failures.get(index, "no priors") for index in failed}
 
 
 def _is_search(sample: Sample) -> bool:
     """Is it the LMM's own caption, to be searched for phrases?"""
     return sample.task == "conversation" and sample.reply is not None
-
-
-def _read(
-    priors: PriorsLike, group: Sequence[int], head: Head, device: str
-) -> tuple[dict[int, SamplePriors], Batch | None]:
-    """The priors of the samples that have some; and their batch, but for captions to be searched."""
-    items = {index: item for index in group if (item := priors.read(index)) is not None}
-    if not items or _is_search(priors.samples[group[0]]):
-        return items, None
-    return items, batch_of(priors, list(items.items()), head, device)
 
 
 def _scored(head: Head, priors: PriorsLike, group: Sequence[int], batch: Batch | None, device: str) -> Outcome:
@@ -210,48 +206,55 @@ def _truth(item: Object) -> np.ndarray:
 
 
 def _searched(
-    head: Head,
-    priors: PriorsLike,
-    group: Sequence[int],
-    items: dict[int, SamplePriors],
-    device: str,
-    lam: float,
+    head: Head, priors: PriorsLike, index: int, item: SamplePriors | None, device: str, lam: float
 ) -> Outcome:
-    """The phrases that the selector finds in the LMM's own captions, and how far their masks agree with the truth's."""
-    scored = Outcome()
-    chosen = choose_phrases(head, priors, items, device, lam)
-    if chosen is None:
-        scored.selects = False
-        return scored
-    masks = phrase_masks(head, priors, items, {index: found for index, (found, _) in chosen.items()}, device)
-    for index in group:
-        sample = priors.samples[index]
-        phrases, scores = chosen.get(index, ([], np.zeros(0)))
-        found = masks.get(index, np.zeros((0, sample.height, sample.width), bool))
-        scored.conversations.append(_conversation(sample, phrases, scores, found, failed=index not in items))
-    return scored
+    """The phrases that the selector finds in the LMM's own caption, and how far their masks agree with the truth's."""
+    sample = priors.samples[index]
+    if item is None:
+        return Outcome(conversations=[GcgResult.missed(**_told(sample))])
+    found = choose_phrases(head, priors, index, item, device, lam)
+    if found is None:
+        return Outcome(selects=False)
+    phrases, scores = found
+    masks = phrase_masks(head, priors, index, item, phrases, device)
+    words = sample.reply.text.split() if sample.reply else []
+    result = GcgResult(
+        **_told(sample),
+        caption=" ".join(words),
+        phrases=tuple(" ".join(words[k] for k in phrase) for phrase in phrases),
+        scores=scores,
+        ious=pair_ious(masks, np.stack([decode(item.mask) for item in sample.objects])),
+    )
+    return Outcome(conversations=[result])
+
+
+def _told(sample: Sample) -> dict[str, Any]:
+    """What a result of a conversation knows from the data alone."""
+    return {
+        "sample_id": sample.sample_id,
+        "dataset": sample.dataset,
+        "split": sample.split,
+        "image_id": sample.image_id,
+        "reference": " ".join(words_in(sample.pieces)[0]),
+        "true_phrases": tuple(item.phrase for item in sample.objects),
+    }
 
 
 def choose_phrases(
-    head: Head, priors: PriorsLike, items: dict[int, SamplePriors], device: str, lam: float
-) -> dict[int, tuple[list[list[int]], np.ndarray]] | None:
-    """By sample: the phrases of its reply (the words of each), and float [phrases] scores; None without a selector.
+    head: Head, priors: PriorsLike, index: int, item: SamplePriors, device: str, lam: float
+) -> tuple[list[list[int]], np.ndarray] | None:
+    """The phrases of a sample's reply (the words of each), and float [phrases] scores; None without a selector.
 
     A phrase is a run of words with scores above `lam`; its score is their mean.
     """
-    if not items:
-        return {}
-    # of the words all in one: the selector looks at the answer's states alone, masks are not wanted yet
-    whole = [(index, merged(item, [range(len(item.attention))], _merge(priors))) for index, item in items.items()]
-    batch = batch_of(priors, whole, head, device)
+    # the selector looks at the states of the whole answer; of the objects one will do, nobody wants its mask
+    one = merged(item, [[0]], _merge(priors))
+    batch = batch_of(priors, [(index, one)], head, device)
     words = _word_scores(run(head, batch.inputs.to(device)), batch, priors)
     if words is None:
         return None
-    found = {}
-    for index, scores in words.items():
-        phrases = runs_of(choose(scores, lam))
-        found[index] = phrases, np.array([scores[phrase].mean() for phrase in phrases])
-    return found
+    phrases = runs_of(choose(words[index], lam))
+    return phrases, np.array([words[index][phrase].mean() for phrase in phrases])
 
 
 def runs_of(labels: np.ndarray) -> list[list[int]]:
@@ -265,45 +268,23 @@ def runs_of(labels: np.ndarray) -> list[list[int]]:
 
 
 def phrase_masks(
-    head: Head, priors: PriorsLike, items: dict[int, SamplePriors], phrases: dict[int, list[list[int]]], device: str
-) -> dict[int, np.ndarray]:
-    """bool [phrases, height, width] by sample: the last masks of phrases of replies; samples without one are left out.
-
-    phrases: of each sample the words of every phrase.
-    """
-    chosen = [(i, merged(item, phrases[i], _merge(priors))) for i, item in items.items() if phrases.get(i)]
-    if not chosen:
-        return {}
-    inputs = batch_of(priors, chosen, head, device).inputs.to(device)
-    logits = to_image_masks(run(head, inputs), inputs)
-    last = [each.coarse if each.refined is None else each.refined for each in logits]
-    return {index: (each > 0).cpu().numpy() for (index, _), each in zip(chosen, last, strict=True)}
+    head: Head,
+    priors: PriorsLike,
+    index: int,
+    item: SamplePriors,
+    phrases: Sequence[Sequence[int]],
+    device: str,
+) -> np.ndarray:
+    """bool [phrases, height, width]: the head's last masks of phrases (the words of each) of a sample's reply."""
+    if not phrases:
+        sample = priors.samples[index]
+        return np.zeros((0, sample.height, sample.width), bool)
+    inputs = batch_of(priors, [(index, merged(item, phrases, _merge(priors)))], head, device).inputs.to(device)
+    (logits,) = to_image_masks(run(head, inputs), inputs)
+    last = logits.coarse if logits.refined is None else logits.refined
+    return (last > 0).cpu().numpy()
 
 
 def _merge(priors: PriorsLike) -> str:
     """How the cache's maps were merged over words."""
     return str(priors.identity["merge"])
-
-
-def _conversation(
-    sample: Sample, phrases: Sequence[Sequence[int]], scores: np.ndarray, masks: np.ndarray, *, failed: bool
-) -> GcgResult:
-    """masks: bool [phrases, height, width]."""
-    known: dict[str, Any] = {
-        "sample_id": sample.sample_id,
-        "dataset": sample.dataset,
-        "split": sample.split,
-        "image_id": sample.image_id,
-        "reference": " ".join(words_in(sample.pieces)[0]),
-        "true_phrases": tuple(item.phrase for item in sample.objects),
-    }
-    if failed or sample.reply is None:
-        return GcgResult.missed(**known)
-    words = sample.reply.text.split()
-    return GcgResult(
-        **known,
-        caption=" ".join(words),
-        phrases=tuple(" ".join(words[k] for k in phrase) for phrase in phrases),
-        scores=scores,
-        ious=pair_ious(masks, np.stack([decode(item.mask) for item in sample.objects])),
-    )

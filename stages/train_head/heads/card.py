@@ -16,6 +16,7 @@ from manifests.errors import ModelError
 from stages.extract.presets import PRESETS, TINY
 from stages.train_head.heads.base import Head
 from stages.train_head.heads.card_results import result_tables, results
+from stages.train_head.heads.checkpoint import learned_keywords
 
 LIBRARY: Final = "frozen-lmm-grounding"
 UNSPECIFIED: Final = "unspecified by the author"
@@ -66,7 +67,7 @@ def _facts(head: Head, repo: str | None) -> dict[str, Any]:
         "own_class": None if HEADS.get(head.name) is type(head) else _word(record.get("head", "MODULE:CLASS")),
         "embedded": name == "tiny",
         "shared_images": any(_dataset(row).startswith(SHARED_IMAGES) for row in record.get("data", [])),
-        "no_narratives": bool(record.get("data")) and not any(_teaches_keywords(row) for row in record["data"]),
+        "no_captions": not learned_keywords(record),
     }
 
 
@@ -171,7 +172,3 @@ def _word(value: Any) -> str:
 
 def _dataset(row: dict[str, Any]) -> str:
     return str(row["dataset"])
-
-
-def _teaches_keywords(row: dict[str, Any]) -> bool:
-    return bool(row["split"] == "train" and row["task"] == "narrative" and row["samples"] > row["failed"])

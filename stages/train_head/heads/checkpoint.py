@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from cache.derive import content_of
 from cache.identity import differing
 from manifests.errors import IdentityMismatch, ModelError
+from manifests.schema import CAPTIONS
 from stages.extract.checkpoint import file_sha256
 from stages.extract.sam import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_weights
 from stages.train_head.heads.base import Head, PriorShape
@@ -146,3 +147,16 @@ def _write(file: Path, value: dict[str, Any]) -> None:
         out.flush()
         os.fsync(out.fileno())
     partial.replace(file)
+
+
+def learned_keywords(record: dict[str, Any]) -> bool:
+    """False where a head's record says that its keyword selector, if it has one, is as it was initialised.
+
+    It learns from captions alone; a published head has none. What has no such record is believed.
+    """
+    taught = (row for row in record.get("data", ()) if row["split"] == "train" and row["task"] in CAPTIONS)
+    if any(row["samples"] > row["failed"] for row in taught):
+        return True
+    if "provenance" in record:
+        return not str(record["provenance"].get("selector", "")).startswith("untrained")
+    return "data" not in record or "init_from" in record

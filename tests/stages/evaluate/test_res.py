@@ -85,6 +85,8 @@ def test_the_protocol_says_how_the_expressions_were_seen() -> None:
     assert protocol_of({"sentences": "first", "context": "joined", "limit": None}) == "res-flmm" == protocol_of({})
     assert protocol_of({"sentences": "all", "context": "alone"}) == "res-lisa"
     assert protocol_of({"sentences": "first", "context": "alone"}) == "res-first-alone"
+    assert protocol_of({"merged": [{}], "sentences": "first"}) == "res-mixed"
+    assert protocol_of({"merged": [{}], "sentences": "first", "context": "joined"}) == "res-flmm"
 
 
 def test_a_table_in_a_file_gives_the_same(make_object, make_missed, tmp_path: Path) -> None:

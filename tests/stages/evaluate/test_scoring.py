@@ -123,14 +123,12 @@ def test_conversations_are_searched_for_phrases(head: Head, priors: Priors) -> N
         sample = priors.samples[index]
         words = sample.reply.text.split()
         assert result.caption == " ".join(words) and result.true_phrases == tuple(o.phrase for o in sample.objects)
-        items = {index: priors.read(index)}
-        phrases, scores = choose_phrases(head, priors, items, "cpu", 0.05)[index]
+        phrases, scores = choose_phrases(head, priors, index, priors.read(index), "cpu", 0.05)
         assert result.phrases == tuple(" ".join(words[k] for k in phrase) for phrase in phrases)
         np.testing.assert_allclose(result.scores, scores, atol=1e-5)
-        masks = phrase_masks(head, priors, items, {index: phrases}, "cpu").get(index, np.zeros((0, 1, 1), bool))
+        masks = phrase_masks(head, priors, index, priors.read(index), phrases, "cpu")
         truth = np.stack([decode(o.mask) for o in sample.objects])
-        expected = pair_ious(masks, truth) if len(masks) else np.zeros((0, len(truth)))
-        np.testing.assert_allclose(result.ious, expected, atol=0.02)
+        np.testing.assert_allclose(result.ious, pair_ious(masks, truth), atol=0.02)
     raised = run_head(head, priors, indices, lam=0.999)
     assert sum(len(r.phrases) for r in raised.conversations) < sum(len(r.phrases) for r in outcome.conversations)
 
@@ -139,7 +137,7 @@ def test_a_phrase_of_all_words_has_the_mask_of_the_whole_reply(head: Head, prior
     """The words of a reply, merged, are one object with all its tokens: what a question's answer is."""
     index = priors.samples.where(task=["conversation"])[0]
     item = priors.read(index)
-    masks = phrase_masks(head, priors, {index: item}, {index: [list(range(len(item.attention)))]}, "cpu")[index]
+    masks = phrase_masks(head, priors, index, item, [list(range(len(item.attention)))], "cpu")
     tokens = np.bincount(item.hidden_object)
     raw = item.attention.astype(np.float64) * (item.attention_mass / item.attention[0, 0].size)[..., None, None]
     mean = (raw * tokens[:, None, None, None]).sum(0, keepdims=True) / tokens.sum()
