@@ -9,6 +9,7 @@ It holds all that training and evaluation need besides the priors, masks include
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -23,7 +24,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import DatasetError
 from manifests.schema import Object, Piece, Reply, Sample, Task
-from manifests.table import MEMORY, LazyTable, Source, write_records
+from manifests.table import GROUP, MEMORY, LazyTable, Source, write_records
 
 MANIFEST_VERSION: Final = 3
 
@@ -51,6 +52,11 @@ _SCHEMA = pa.schema(
 )
 
 
+def _columns_of(version: int) -> list[str]:
+    """Version 2 had no groups, replies and ignored pixels: its samples have none."""
+    return [name for name in _SCHEMA.names if version > 2 or name not in ("group", "reply")]
+
+
 class Samples(LazyTable[Sample]):
     """The samples of a manifest, in order.
 
@@ -66,7 +72,8 @@ class Samples(LazyTable[Sample]):
             header = json.loads((self._file.metadata.metadata or {})[b"manifest"])
         except (KeyError, ValueError):
             raise DatasetError(f"{self.name} is not a manifest: {self.cure}") from None
-        if header["version"] != MANIFEST_VERSION or self._file.schema_arrow.names != _SCHEMA.names:
+        names = self._file.schema_arrow.names
+        if header["version"] not in (2, MANIFEST_VERSION) or names != _columns_of(header["version"]):
             raise DatasetError(
                 f"{self.name} is a manifest of version {header['version']}, this program reads {MANIFEST_VERSION}: "
                 f"{self.cure}"
@@ -87,6 +94,9 @@ class Samples(LazyTable[Sample]):
     def searched(self) -> np.ndarray:
         """bool [samples]: whose slots are the words of a reply, and no objects that masks belong to."""
         if self._searched is None:
+            if "reply" not in self._file.schema_arrow.names:
+                self._searched = np.zeros(len(self), bool)
+                return self._searched
             replied = np.asarray(self.table(["reply.finished"]).column("reply").combine_chunks().is_valid())
             names = self.labels("task")
             self._searched = replied & np.array([name == "conversation" for name in names], bool)[self.codes("task")]
@@ -104,6 +114,14 @@ class Samples(LazyTable[Sample]):
         """The sample_id of every sample, in order."""
         return (value.as_py() for value in self.column("sample_id"))
 
+    def digest(self) -> str:
+        """sha256 (hex) of the samples without what an LMM replied to them; of one pyarrow version."""
+        digest, replied = hashlib.sha256(), ("reply", "error")
+        names = [name for name in self._file.schema_arrow.names if name not in replied]
+        for batch in self._file.iter_batches(batch_size=GROUP, columns=names, use_threads=False):
+            digest.update(batch.serialize())
+        return digest.hexdigest()
+
     def _coded(self, name: str) -> tuple[np.ndarray, list[str]]:
         if name not in self._labels:
             coded = pc.dictionary_encode(self.column(name))
@@ -119,7 +137,7 @@ class Samples(LazyTable[Sample]):
             )
         record["pieces"] = tuple(Piece(**piece) for piece in record["pieces"])
         record["objects"] = tuple(Object(**item) for item in record["objects"])
-        if (reply := record["reply"]) is not None:
+        if (reply := record.get("reply")) is not None:
             record["reply"] = Reply(**reply | {name: tuple(reply[name]) for name in ("ids", "words")})
         return Sample(**record)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +73,7 @@ def run(args: Evaluate) -> None:
     from stages.train_head.heads.checkpoint import learned_keywords, load_head, require_same_priors
     from stages.train_head.heads.hub import fetch_head
 
+    _require_own_options(args)
     if args.task == "qa":
         run_qa(args.qa, args.out or Path("runs/qa"), args.device)
         return
@@ -91,14 +93,12 @@ def run(args: Evaluate) -> None:
     indices = held_out(priors, args.splits)
     texts = _text_models(args)
     prepare_out(out, "evaluation", is_evaluation)
-    (out / "metrics.json").unlink(missing_ok=True)  # the files beside it are of another evaluation from here on
     outcome = Outcome()
-    objects = write_objects(
-        out / TABLE, (each for part in _scored(args, folder, indices, outcome) for each in part.objects)
-    )
+    scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-")  # what is stopped leaves `out` alone
+    parts = _scored(args, folder, indices, outcome)
+    objects = write_objects(Path(scratch.name) / TABLE, (each for part in parts for each in part.objects))
     if not learned_keywords(head.record):
         outcome.selects = False
-        print("no keywords, no GCG: the head's keyword selector was not trained, for that takes captions (PNG)")
     counts = {"samples": len(indices), "objects": len(objects), "failed samples": len(outcome.failures)}
     about = _about(args, priors, head, folder) | counts
     evaluation = summarise(objects, outcome, priors, head, texts, lam=args.lam, run=about)
@@ -109,7 +109,9 @@ def run(args: Evaluate) -> None:
     except DatasetError as error:
         print(f"no pictures: {error} (--data-root says where the images are)")
         cases, talks = [], []
+    (Path(scratch.name) / TABLE).replace(out / TABLE)
     paths = write_report(out, evaluation, cases, talks)
+    scratch.cleanup()
     print(markdown(evaluation, breakdown=False))
     print(
         f"evaluate: {len(objects)} objects of {len(indices)} samples, {len(outcome.failures)} samples failed (counted "
@@ -120,6 +122,18 @@ def run(args: Evaluate) -> None:
     # not in metrics.json: the same evaluation gives the same files, to the last digit
     said = {"seconds": round(outcome.seconds, 2), "s_per_1000_objects": per_1000, "metrics": str(paths.metrics)}
     print(json.dumps(counts | said))
+
+
+def _require_own_options(args: Evaluate) -> None:
+    """PipelineError for an option of the other task: it would change nothing."""
+    other = Evaluate()
+    if args.task == "qa":
+        both = ("task", "out", "device", "qa")
+        given = [f.name for f in fields(args) if f.name not in both and getattr(args, f.name) != getattr(other, f.name)]
+    else:
+        given = [f.name for f in fields(args.qa) if getattr(args.qa, f.name) != getattr(other.qa, f.name)]
+    if given:
+        raise PipelineError(f"--{given[0].replace('_', '-')} is no option of --task {args.task}: leave it out")
 
 
 def _text_models(args: Evaluate) -> Any:
@@ -182,7 +196,7 @@ def _about(args: Evaluate, priors: Any, head: Any, folder: Path) -> dict[str, An
         "cache": args.cache,
         "lam": args.lam,
         "data": dict(priors.samples.meta),
-        "manifest": priors.store.meta.files["manifest.parquet"],
+        "manifest": priors.samples.digest(),
         **{name.replace("_", " "): value for name, value in bytes_read(priors, head).items()},
         "identity": priors.identity,
     }

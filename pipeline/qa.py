@@ -62,7 +62,8 @@ def run_qa(args: Questions, out: Path, device: str) -> None:
     if dtype not in ("float32", "bfloat16", "float16"):
         raise PipelineError(f"--dtype {dtype}: float32, bfloat16 or float16")
     prepare_out(out, "answers", lambda folder: (folder / ANSWERS).is_file())
-    (out / RESULT).unlink(missing_ok=True)  # an earlier claim must not outlive a run that fails
+    for earlier in (RESULT, "lmms_eval.json", "lmms_eval_answers.jsonl"):  # no claim may outlive a run that fails
+        (out / earlier).unlink(missing_ok=True)
     disable_progress_bar()  # of loading weights
     check = check_scenes(
         preset,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,9 +15,10 @@ from manifests.errors import DatasetError
 from manifests.masks import decode
 from manifests.schema import Sample
 from stages.evaluate.assignment import best_pairs
-from stages.evaluate.conversations import Caption, ConversationCase
+from stages.evaluate.conversations import COLOURS, Caption, ConversationCase
 from stages.evaluate.gcg import GcgResult
 from stages.evaluate.keywords import words_of
+from stages.evaluate.metrics import iou
 from stages.evaluate.pictures import Case, choose_cases, pick
 from stages.evaluate.results import ObjectResult
 from stages.evaluate.scoring import Outcome, choose_phrases, phrase_masks
@@ -65,8 +67,8 @@ def _case(head: Head, priors: PriorsLike, kind: str, result: ObjectResult, data_
         coarse=None if logits.refined is None else coarse,
         attention=attention[0].numpy(),
         caption=f"{sample.prompt} – {sample.reply.text}" if sample.reply else result.phrase,
-        iou=result.intersection / max(1, result.union),
-        coarse_iou=None if logits.refined is None else result.coarse_intersection / max(1, result.coarse_union),
+        iou=_iou(result.intersection, result.union),
+        coarse_iou=None if logits.refined is None else _iou(result.coarse_intersection, result.coarse_union),
         kind=kind,
     )
 
@@ -98,7 +100,8 @@ def _conversation(
     masks = phrase_masks(head, priors, row, item, phrases, "cpu")
     truths = len(sample.objects)
     number = {p: t for p, t in best_pairs(result.ious) if result.ious[p, t] > 0}
-    numbers = [number.get(k, truths + k) for k in range(len(phrases))]
+    others = _other_colours(truths, {t % len(COLOURS) for t in number.values()})
+    numbers = [number[k] if k in number else next(others) for k in range(len(phrases))]
     words = sample.reply.text.split()
     owner = np.full(len(words), -1)
     for k, phrase in zip(numbers, phrases, strict=True):
@@ -110,6 +113,15 @@ def _conversation(
         kind=kind,
         note=f"mean IoU of the true phrases {100 * result.ious.max(0, initial=0).mean():.0f}",
     )
+
+
+def _iou(intersection: int, union: int) -> float:
+    return float(iou(np.array(intersection), np.array(union)))
+
+
+def _other_colours(start: int, taken: set[int]) -> Iterator[int]:
+    """Numbers from `start` on whose colours are none of those of matched phrases, while there are such colours."""
+    return (n for n in count(start) if n % len(COLOURS) not in taken or len(taken) == len(COLOURS))
 
 
 def _reference(sample: Sample) -> Caption:

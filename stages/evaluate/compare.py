@@ -36,7 +36,6 @@ from stages.evaluate.tables import (
 SCHEMA: Final = 1
 FILE: Final = "comparison.json"
 MARKS: Final = "★, bold: above the intervals of all other runs. ≈: within the interval of the best."
-_TIMING: Final = ("seconds",)  # what differs between two runs of the same, and says nothing about them
 _SHOWN: Final = 120  # characters of a value that differs
 _NOTHING: Final = "nothing"
 
@@ -120,7 +119,7 @@ def _differences(runs: Mapping[str, Evaluation]) -> dict[str, list[str]]:
         {f"text model, {name}": _told(value) for name, value in each.text_models.items()} for each in runs.values()
     ]
     flat = [_flat({**each.run, **models}) for each, models in zip(runs.values(), texts, strict=True)]
-    fields = [field for field in dict.fromkeys(name for each in flat for name in each) if not field.startswith(_TIMING)]
+    fields = [field for field in dict.fromkeys(name for each in flat for name in each)]
     found = {field: [each.get(field, _NOTHING) for each in flat] for field in fields}
     return {field: values for field, values in found.items() if len(set(values)) > 1}
 

@@ -98,7 +98,7 @@ def choose(scores: np.ndarray, lam: float) -> np.ndarray:
 
 def selector_at(lam: float) -> str:
     """The selector's name as a measure's method."""
-    return f"selector λ={lam:g}"
+    return f"selector λ={lam}"
 
 
 def summarise_keywords(

@@ -24,7 +24,7 @@ from stages.evaluate.keywords import words_of as words_in
 from stages.evaluate.metrics import intersection_union
 from stages.evaluate.results import ObjectResult, describe
 from stages.train_head.data import Batch, PriorsLike, batch_of, prefetch, read_batch, splits_of
-from stages.train_head.heads.base import Head, HeadBatch, HeadOutput, ImageLogits, to_image_masks
+from stages.train_head.heads.base import Head, HeadBatch, HeadOutput, ImageLogits, image_logits, to_image_masks
 
 LAMBDA: Final = 0.3
 """λ of the paper: words that the selector gives more are keywords."""
@@ -125,22 +125,23 @@ def _is_search(sample: Sample) -> bool:
 
 def _scored(head: Head, priors: PriorsLike, group: Sequence[int], batch: Batch | None, device: str) -> Outcome:
     """The truth's own objects and words."""
-    scored, logits = Outcome(), dict[int, ImageLogits]()
+    scored, places = Outcome(), dict[int, int]()
     words: dict[int, np.ndarray] | None = {}
     if batch is not None:
         inputs = batch.inputs.to(device)
         output = run(head, inputs)
-        logits = dict(zip(batch.indices, to_image_masks(output, inputs), strict=True))
+        places = {index: place for place, index in enumerate(batch.indices)}
         words = _word_scores(output, batch, priors)
     for index in group:
         sample = priors.samples[index]
-        if index not in logits:
+        if index not in places:
             scored.objects += [_missed(index, sample, number) for number in range(len(sample.objects))]
         else:
-            scored.objects += _compared(index, sample, logits[index])
-        if sample.task in CAPTIONS and words is not None:
-            scored.words.append(WordResult.of(sample, words.get(index)))
-    scored.selects = words is not None
+            scored.objects += _compared(index, sample, image_logits(output, inputs, places[index]))
+        if sample.task in CAPTIONS:
+            silent = np.zeros(len(words_in(sample.pieces)[0])) if words is None else words.get(index)
+            scored.words.append(WordResult.of(sample, silent if index in places else None))
+    scored.selects = words is not None or not any(priors.samples[index].task in CAPTIONS for index in group)
     return scored
 
 
@@ -214,18 +215,24 @@ def _searched(
         return Outcome(conversations=[GcgResult.missed(**_told(sample))])
     found = choose_phrases(head, priors, index, item, device, lam)
     if found is None:
-        return Outcome(selects=False)
+        return Outcome(conversations=[GcgResult.missed(**_told(sample))], selects=False)
     phrases, scores = found
     masks = phrase_masks(head, priors, index, item, phrases, device)
     words = sample.reply.text.split() if sample.reply else []
     result = GcgResult(
         **_told(sample),
-        caption=" ".join(words),
-        phrases=tuple(" ".join(words[k] for k in phrase) for phrase in phrases),
+        caption=sample.reply.text if sample.reply else "",
+        phrases=tuple(_spoken([words[k] for k in phrase]) for phrase in phrases),
         scores=scores,
         ious=pair_ious(masks, np.stack([decode(item.mask) for item in sample.objects])),
     )
     return Outcome(conversations=[result])
+
+
+def _spoken(words: Sequence[str]) -> str:
+    """A phrase without the punctuation around it, as the truth's phrases are."""
+    text = " ".join(words)
+    return text.strip(" .,;:!?\"'()") or text
 
 
 def _told(sample: Sample) -> dict[str, Any]:

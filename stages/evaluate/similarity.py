@@ -90,7 +90,8 @@ class Encoder:
         limit = getattr(model.config, "max_position_embeddings", MAX_TOKENS)
         self._max_tokens = min(MAX_TOKENS, limit, self._tokenizer.model_max_length)
         self._vectors: dict[str, np.ndarray] = {}
-        self.name = Path(source).resolve().name if Path(source).is_dir() else source
+        # a folder as the message above makes it has the encoder's name
+        self.name = source if not Path(source).is_absolute() and source.count("/") == 1 else Path(source).resolve().name
         self.identity: dict[str, Any] = {
             "name": self.name,
             "revision": Path(folder).name if Path(folder).parent.name == "snapshots" else None,
@@ -129,7 +130,7 @@ def _folder(source: str) -> str:
     try:
         return local_folder(source, weights=True)
     except ModelError as error:
-        cure = f"on a machine with network `hf download {source} --local-dir DIR`, copy DIR here, give --similarity DIR"
+        cure = f"on a machine with network `hf download {source} --local-dir {source}`, and run this beside a copy of that folder"
         if Path(source).is_dir():
             cure = "give --similarity a folder that has them"
         raise ModelError(f"no text encoder: {str(error).partition(':')[0]}: {cure}") from None

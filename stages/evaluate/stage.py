@@ -12,14 +12,14 @@ from stages.evaluate.baselines import Lexicon, NounPhrases
 from stages.evaluate.captions import CaptionScore, score_captions
 from stages.evaluate.captions import identity as caption_identity
 from stages.evaluate.evaluation import Evaluation
-from stages.evaluate.gcg import summarise_gcg
-from stages.evaluate.keywords import summarise_chooser, summarise_keywords, words_of
+from stages.evaluate.gcg import GcgResult, summarise_gcg
+from stages.evaluate.keywords import WordResult, summarise_chooser, summarise_keywords, words_of
 from stages.evaluate.measures import Measure
 from stages.evaluate.noun_chunks import NounChunks
 from stages.evaluate.png import recall_curves, summarise_png
 from stages.evaluate.reasonseg import summarise_reasonseg
 from stages.evaluate.res import protocol_of, summarise_res
-from stages.evaluate.results import ObjectResult, Which
+from stages.evaluate.results import ObjectResult, Which, by_split
 from stages.evaluate.scoring import Outcome
 from stages.evaluate.similarity import Similarity
 from stages.train_head.data import PriorsLike
@@ -59,12 +59,13 @@ class TextModels:
 
 def words_measured(outcome: Outcome, priors: PriorsLike, lam: float, texts: TextModels) -> list[Measure]:
     """Keywords: the selector at `lam` and over its range, and what chooses words without looking at the LMM."""
-    if not outcome.selects:  # its words are not wrong: it says nothing about them
-        return []
+    if outcome.selects:
+        measures = summarise_keywords(outcome.words, lam)
+    else:
+        measures = _silent("keywords", outcome.words, method="selector", group="word", metric="f1")
     train = priors.samples.where(split=["train"], task=CAPTIONS)
-    lexicon = Lexicon.fit(words_of(priors.samples[i].pieces) for i in train)
-    measures = summarise_keywords(outcome.words, lam)
     if train:
+        lexicon = Lexicon.fit(words_of(priors.samples[i].pieces) for i in train)
         measures += summarise_chooser(outcome.words, "lexicon", lexicon)
     rendered = [words for words in outcome.words if words.dataset.startswith(("scenes", "shifted"))]
     measures += summarise_chooser(rendered, "every noun phrase", NounPhrases.for_scenes())
@@ -75,12 +76,33 @@ def words_measured(outcome: Outcome, priors: PriorsLike, lam: float, texts: Text
 
 def conversations_measured(outcome: Outcome, head: Head, texts: TextModels) -> list[Measure]:
     """GCG as the public script computes it, and with its faults mended."""
-    if not outcome.selects:
-        return []
     method = "refined" if head.refined_size is not None else "coarse"
+    if not outcome.selects:
+        return _silent("gcg", outcome.conversations, method=method, group="all", metric="miou")
     captions = score_captions if texts.captions else lambda *_: NOT_ASKED
     scored = partial(summarise_gcg, similarity=texts.similarity, captions=captions, method=method)
     return [m for strict in (False, True) for m in scored(outcome.conversations, strict=strict)]
+
+
+def _silent(
+    protocol: str, results: Sequence[WordResult] | Sequence[GcgResult], *, method: str, group: str, metric: str
+) -> list[Measure]:
+    """What a head without a trained keyword selector leaves unmeasured, by split."""
+    return [
+        Measure(
+            protocol=protocol,
+            dataset=dataset,
+            split=split,
+            method=method,
+            group=group,
+            metric=metric,
+            value=None,
+            images=len({r.image_id for r in found}),
+            items=len(found),
+            absent="the head has no keyword selector that was trained: train one on captions (PNG)",
+        )
+        for (dataset, split), found in by_split([*results]).items()
+    ]
 
 
 def summarise(
@@ -95,7 +117,6 @@ def summarise(
 ) -> Evaluation:
     """All numbers. objects: those of `outcome`, wherever they are kept.  lam: the keyword selector's threshold."""
     last: Which = "refined" if head.refined_size is not None else "coarse"
-    chunks = texts.noun_chunks
     return Evaluation(
         run=run,
         measures=[
@@ -103,14 +124,22 @@ def summarise(
             *conversations_measured(outcome, head, texts),
             *words_measured(outcome, priors, lam, texts),
         ],
-        text_models={
-            "similarity": texts.similarity.identity,
-            "captions": caption_identity(),
-            **({"noun chunks": chunks.identity} if chunks else {}),
-        },
+        text_models=_used(outcome, texts),
         failures=outcome.failures,
         curves=recall_curves(objects, last),
     )
+
+
+def _used(outcome: Outcome, texts: TextModels) -> dict[str, Any]:
+    """The identities of the models that have read something."""
+    used: dict[str, Any] = {}
+    if outcome.conversations and outcome.selects:
+        used["similarity"] = texts.similarity.identity
+        if texts.captions:
+            used["captions"] = caption_identity()
+    if outcome.words and texts.noun_chunks is not None:
+        used["noun chunks"] = texts.noun_chunks.identity
+    return used
 
 
 def in_order(reports: Iterator[dict[str, Any]]) -> Iterator[Outcome]:

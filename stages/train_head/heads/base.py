@@ -197,15 +197,17 @@ class ImageLogits:
 
 def to_image_masks(output: HeadOutput, batch: HeadBatch) -> list[ImageLogits]:
     """Each sample's logits at its image's own size: the image's part of either square, bilinear; masks are `> 0`."""
-    results = []
-    for sample, size in enumerate(batch.image_sizes):
-        objects = batch.objects_of(sample)
-        coarse = crop_resize(output.coarse[objects], batch.lmm_boxes[sample], size)
-        refined = None
-        if output.refined is not None and batch.sam_boxes is not None:
-            refined = crop_resize(output.refined[objects], batch.sam_boxes[sample], size)
-        results.append(ImageLogits(coarse=coarse, refined=refined))
-    return results
+    return [image_logits(output, batch, sample) for sample in range(len(batch.image_sizes))]
+
+
+def image_logits(output: HeadOutput, batch: HeadBatch, sample: int) -> ImageLogits:
+    """Those of one sample of the batch: a large photo's take some hundred megabytes."""
+    objects, size = batch.objects_of(sample), batch.image_sizes[sample]
+    coarse = crop_resize(output.coarse[objects], batch.lmm_boxes[sample], size)
+    refined = None
+    if output.refined is not None and batch.sam_boxes is not None:
+        refined = crop_resize(output.refined[objects], batch.sam_boxes[sample], size)
+    return ImageLogits(coarse=coarse, refined=refined)
 
 
 def crop_resize(logits: Tensor, box: Box, size: tuple[int, int]) -> Tensor:

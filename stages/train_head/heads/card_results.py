@@ -108,7 +108,7 @@ def _table(protocol: str, rows: Sequence[dict[str, Any]]) -> CardTable:
 
 
 def _title(group: str, metric: str) -> str:
-    name = metric.replace("_", " ")
+    name = metric.partition("[")[0].replace("_", " ") + "".join(metric.partition("[")[1:])
     return name if group == "all" else f"{name}, {group}"
 
 

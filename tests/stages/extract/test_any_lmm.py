@@ -35,7 +35,7 @@ def test_priors_of_any_family(name: str, views: int, data_root: Path, small_cach
     preset = resolve_lmm(str(folder))
     command: list[Any] = ["extract", "--lmm", folder, "--sam", "tiny", "--images", small_cache / "images"]
     command += ["--data-root", data_root, "--cache", cache, "--local", "--limit", "1", "--splits", "val", "testA"]
-    command += ["--batch-size", "3", "--views", views]
+    command += ["--batch-size", "3", "--views", views, "--max-answer-tokens", "9"]
     if views == 2 and GRIDS[preset.family].fine is None:
         cli(*command, expect=2)
         return
@@ -52,7 +52,7 @@ def test_priors_of_any_family(name: str, views: int, data_root: Path, small_cach
             image=lmm.prepare(image),
             prompt=lmm.processor.prompt(sample.prompt, image.size),
             answer_ids=answer.ids,
-            object_tokens=answer.tokens_of(len(sample.objects)),
+            object_tokens=answer.tokens_of(sample.slots),
         )
         live = lmm.run([one]).attention.flatten(1, 2).numpy()
         box = as_box(item.box)

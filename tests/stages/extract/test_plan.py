@@ -220,7 +220,7 @@ def plain_plan(samples: list[Sample], row_of: dict[str, int], capacity: int, bat
             units.append([])
         units[-1].append(index)
     answers = {i: text.answer(samples[i]) for i in usable}
-    tokens = {i: answers[i].tokens_of(len(samples[i].objects)) for i in usable}
+    tokens = {i: answers[i].tokens_of(samples[i].slots) for i in usable}
     length = {i: 9 + len(samples[i].prompt) + len(answers[i].ids) for i in usable}
     token_capacity = max([1, *(sum(sum(map(len, tokens[i])) for i in unit) for unit in units)])
     answer_capacity = max([1, *(sum(len(answers[i].ids) for i in unit) for unit in units)])

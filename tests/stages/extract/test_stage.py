@@ -44,7 +44,7 @@ def live_input(lmm: FrozenLMM, sample: Sample, data_root: Path) -> LMMInput:
         image=lmm.prepare(image),
         prompt=lmm.processor.prompt(sample.prompt, image.size),
         answer_ids=answer.ids,
-        object_tokens=answer.tokens_of(len(sample.objects)),
+        object_tokens=answer.tokens_of(sample.slots),
     )
 
 
