@@ -130,7 +130,7 @@ def _folder(source: str) -> str:
     try:
         return local_folder(source, weights=True)
     except ModelError as error:
-        cure = f"on a machine with network `hf download {source} --local-dir {source}`, and run this beside a copy of that folder"
+        cure = f"on a machine with network `hf download {source} --local-dir {source}`; run this beside a copy of it"
         if Path(source).is_dir():
             cure = "give --similarity a folder that has them"
         raise ModelError(f"no text encoder: {str(error).partition(':')[0]}: {cure}") from None

@@ -85,9 +85,9 @@ def test_rows_are_runs_with_their_final_methods() -> None:
 
 def test_what_differs_is_listed_by_its_field() -> None:
     identity = {"merge": "mean", "lmm": {"dtype": "bfloat16", "layers": [1, 2]}}
-    first = of(lmm="llava", lam=0.3, seconds=3.1, identity=identity, text_models={"similarity": {"name": "bert"}})
+    first = of(lmm="llava", lam=0.3, identity=identity, text_models={"similarity": {"name": "bert"}})
     other = {"merge": "max", "lmm": {"dtype": "bfloat16", "layers": [1, 2, 3]}}
-    second = of(lmm="llava", lam=0.4, seconds=9.9, identity=other, note="x" * 1000)
+    second = of(lmm="llava", lam=0.4, identity=other, note="x" * 1000)
     found = compare({"a": first, "b": second}).differences
     assert found == {
         "lam": ["0.3", "0.4"],

@@ -96,7 +96,9 @@ def test_memory_is_bounded(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_can_not_be_loaded_is_said_in_one_line(bert: Path, tmp_path: Path) -> None:
     assert isinstance(open_similarity("token_f1"), TokenF1)
-    with pytest.raises(ModelError, match=r"encoder: no/such is neither .*--similarity DIR$") as error:
+    with pytest.raises(
+        ModelError, match=r"encoder: no/such is neither .*--local-dir no/such`; run this beside a copy of it$"
+    ) as error:
         open_similarity("no/such")
     assert "\n" not in str(error.value)
     broken = tmp_path / "broken"
