@@ -53,6 +53,12 @@ class _Naming:
     split: str
     image_dir: str
 
+    @property
+    def prefix(self) -> str:
+        """What the ids of the two splits of one dataset differ in: "refcoco-unc", "refcoco-google"."""
+        ending = f"-{self.split_by}"
+        return self.dataset.removesuffix(ending) + ending
+
 
 def read_refcoco(
     root: str | Path,
@@ -145,7 +151,7 @@ def _sample(
     image = refs[0].image
     texts = [ref.sentence(k) for ref in refs]
     return Sample(
-        sample_id=f"{naming.dataset}-{naming.split_by}/{naming.split}/{key}",
+        sample_id=f"{naming.prefix}/{naming.split}/{key}",
         dataset=naming.dataset,
         split=naming.split,
         task="referring",
@@ -162,7 +168,7 @@ def _sample(
 def _object(ref: _Ref, mask: Rle, naming: _Naming) -> dict[str, Any]:
     """All fields of a ref's object but the phrase, which differs between samples."""
     return {
-        "object_id": f"{naming.dataset}-{naming.split_by}/ref{ref.ref_id}",
+        "object_id": f"{naming.prefix}/ref{ref.ref_id}",
         "mask": mask,
         "is_thing": True,
         "plural": False,
@@ -176,7 +182,7 @@ def _mask(ref: _Ref, naming: _Naming) -> tuple[Rle, str | None]:
     try:
         return from_segmentation(ref.annotation.get("segmentation"), height, width), None
     except ValueError as error:
-        where = f"{naming.dataset}-{naming.split_by}/ref{ref.ref_id}: annotation {ref.annotation['id']}"
+        where = f"{naming.prefix}/ref{ref.ref_id}: annotation {ref.annotation['id']}"
         cure = "correct it in instances.json, or download the file again"
         return empty(height, width), f"{where} has a broken mask ({error}): {cure}"
 

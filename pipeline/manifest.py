@@ -38,9 +38,9 @@ class Manifest:
     limit: int | None = None
     """Only the first N samples of every split."""
     sentences: Literal["first", "all"] = "first"
-    """RefCOCO: which sentences of an object become samples."""
+    """RefCOCO: which sentences of an object become samples; ReasonSeg: which questions of an image."""
     context: Literal["joined", "alone"] = "joined"
-    """RefCOCO: an image's expressions in one text, or each alone."""
+    """RefCOCO, own-coco: an image's expressions in one text, or each alone."""
     decontaminate: bool = False
     """Leave out training samples whose image is in an evaluation split of any dataset under --data-root."""
     lmm: str = "tiny"
