@@ -93,13 +93,12 @@ def _png(splits: tuple[str, ...], name: str = "png", folder: str = "") -> Reader
             places = {
                 "narratives": f"{folder}png/png_coco_{split}2017.json",
                 "panoptic": f"{truth}.json",
-                "panoptic_dir": truth,
                 "image_dir": f"{folder}{split}2017",
             }
             return Source(
                 dataset=name,
                 split=split,
-                read=partial(read_png, root, split, dataset_name=name, **places),
+                read=partial(read_png, root, split, dataset_name=name, panoptic_dir=truth, **places),
                 images=partial(png.image_paths, root, split, **places),
                 files=(places["narratives"], places["panoptic"], f"{truth}/", f"{places['image_dir']}/"),
                 cure=png.SOURCE,
@@ -263,13 +262,13 @@ def build(
     """The samples of the chosen splits of a dataset, in a fixed order.
 
     dataset: a name of `DATASETS`.  splits: None takes all.  sentences, context: how RefCOCO's sentences become texts,
-    see `read_refcoco`; sentences also which of ReasonSeg's questions are asked, context also how own-coco's objects are.
+    see `read_refcoco`; sentences also which of ReasonSeg's questions are asked, context also how own-coco is read.
     limit: the first N samples of every (dataset, split).
     keep: says which samples are wanted (`manifests.overlap.Decontamination`); others do not count for the limit.
 
-    Raises DatasetError for an unknown name or split, for an option that the dataset does not take, for data that is missing or broken, for an image that is a link
-    out of the root, and where not one of a split's images is there (single missing images are left to the extraction,
-    which lists them).
+    Raises DatasetError for an unknown name or split, for an option that the dataset does not take, for data that is
+    missing or broken, for an image that is a link out of the root, and where not one of a split's images is there
+    (single missing images are left to the extraction, which lists them).
     """
     if limit is not None and limit < 1:
         raise DatasetError(f"limit must be at least 1 sample per split, got {limit}")

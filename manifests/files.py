@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.pictures import size_fault
 
 MAX_TEXT: Final = 10_000
@@ -47,7 +47,7 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: Path, kind: type[list] | type[dict], source: str) -> Any:
     """The JSON list or dict of a file. Raises DatasetError; `source`, where to get the file, ends its message."""
     if not path.is_file():
-        raise DatasetError(f"{path} is missing: {source}")
+        raise NotThere(f"{path} is missing: {source}")
     try:
         value = parse_json(path.read_bytes())
     except ValueError as error:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.files import is_unicode, parse_json, shown
 from manifests.masks import Rle, empty, encode, from_segmentation
 from manifests.pictures import BrokenPicture, opened_picture
@@ -71,9 +71,10 @@ def _lines(root: Path) -> list[tuple[int, str]]:
     """The lines that hold something, with their numbers from 1."""
     path = root / FILE
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} can not be read ({error}): write one JSON line per image, see the docs") from None
+        kind = NotThere if isinstance(error, FileNotFoundError) else DatasetError
+        raise kind(f"{path} can not be read ({error}): write one JSON line per image, see the docs") from None
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 

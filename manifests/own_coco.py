@@ -15,12 +15,13 @@ instances says nothing about which: all of one category in an image are one obje
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.files import by_id, check_record, check_size, read_json, records
 from manifests.masks import Rle, empty, from_segmentation, union
 from manifests.refcoco import Context
@@ -29,12 +30,15 @@ from manifests.schema import Object, Piece, Sample
 NAME: Final = "own-coco"
 SOURCE: Final = "write it as docs/your-data.md says; layout: annotations/<split>.json, images/…"
 
+_OTHER: Final = re.compile(r"(?:panoptic|captions|image_info)_.*20\d\d")  # official files that lie in annotations/ too
+
 
 def split_names(root: str | Path) -> list[str]:
-    """The names of the files in `annotations/`. Raises DatasetError where there are none."""
-    found = sorted(path.stem for path in (Path(root) / "annotations").glob("*.json"))
+    """The names of the files in `annotations/`, but of COCO's of another format. NotThere where there are none."""
+    names = (path.stem for path in (Path(root) / "annotations").glob("*.json"))
+    found = sorted(name for name in names if not _OTHER.fullmatch(name))
     if not found:
-        raise DatasetError(f"{Path(root) / 'annotations'} holds no <split>.json: {SOURCE}")
+        raise NotThere(f"{Path(root) / 'annotations'} holds no <split>.json: {SOURCE}")
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, get_args
 
 import numpy as np
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.files import check_record, text_fault
 from manifests.masks import Rle, area, decode, empty, encode
 from manifests.pictures import picture_size
@@ -77,10 +77,10 @@ def _names(root: Path, split: str, folder: str) -> list[str]:
         raise DatasetError(f"ReasonSeg has no split {split!r}; it has {', '.join(SPLITS)}")
     place = root / folder / split
     if not place.is_dir():
-        raise DatasetError(f"the folder {place} is missing: {SOURCE}")
+        raise NotThere(f"the folder {place} is missing: {SOURCE}")
     names = sorted({path.stem for path in place.iterdir() if path.suffix in (".jpg", ".json")})
     if not names:
-        raise DatasetError(f"the folder {place} holds no jpg and no json: {SOURCE}")
+        raise NotThere(f"the folder {place} holds no jpg and no json: {SOURCE}")
     return names
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.files import by_id, check_record, check_size, read_json, records, shown
 from manifests.masks import Rle, empty, from_segmentation
 from manifests.pickles import load_plain
@@ -107,14 +107,14 @@ def image_paths(
 ) -> Iterator[str]:
     """The images of a split, relative to `root`, each once, as `read_refcoco` names them; no mask is made.
 
-    Raises DatasetError for a file that is missing or of another format, and for a split that is not in it.
+    Raises NotThere for a missing file and a split that is not in it, DatasetError for a file of another format.
     """
     folder = Path(root) / annotation_dir / dataset
     refs, instances = folder / f"refs({split_by}).p", folder / "instances.json"
     changed = tuple(path.stat().st_mtime_ns for path in (refs, instances) if path.is_file())
     by_split = _images_by_split(refs, instances, changed)
     if split not in by_split:
-        raise DatasetError(f"{refs} has no split {split!r}; it has {', '.join(by_split)}")
+        raise NotThere(f"{refs} has no split {split!r}; it has {', '.join(by_split)}")
     yield from (f"{image_dir}/{name}" for name in by_split[split])
 
 
@@ -217,7 +217,7 @@ def _read_refs(refs_path: Path, instances_path: Path, split: str) -> list[_Ref]:
 def _all_refs(path: Path) -> list[dict[str, Any]]:
     """The records of a refs file, each with a split; DatasetError where it is missing or anything else."""
     if not path.is_file():
-        raise DatasetError(f"{path} is missing: {SOURCE}")
+        raise NotThere(f"{path} is missing: {SOURCE}")
     rows = load_plain(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "split" in row for row in rows):
         raise DatasetError(f"{path} is not a list of refs with a split each: {SOURCE}")

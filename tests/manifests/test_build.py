@@ -91,7 +91,7 @@ def test_official_names_read_the_real_records_of_all_splits(
         (tmp_path / "train2014" / image["file_name"]).touch()
     samples = build(name, tmp_path)
     direct = [s for split in dict.fromkeys(s.split for s in samples) for s in
-              read_refcoco(tmp_path, dataset, split_by, split, annotation_dir="refcoco", dataset_name=name)]  # fmt: skip
+              read_refcoco(tmp_path, dataset, split_by, split, dataset_name=name)]  # fmt: skip
     assert samples == direct and {s.dataset for s in samples} == {name}  # what published numbers are looked up by
     assert all(s.sample_id.startswith(f"{dataset}-{split_by}/{s.split}/") for s in samples)
     assert len({s.split for s in samples}) == (4 if split_by == "unc" else 3)
