@@ -5,6 +5,7 @@ Every file may come from someone else. Limits are far above what any real file h
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import reprlib
@@ -42,6 +43,11 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def digest(value: Any) -> str:
+    """Eight characters that say which JSON value this is."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def read_json(path: Path, kind: type[list] | type[dict], source: str) -> Any:
