@@ -93,13 +93,12 @@ def _png(splits: tuple[str, ...], name: str = "png", folder: str = "") -> Reader
             places = {
                 "narratives": f"{folder}png/png_coco_{split}2017.json",
                 "panoptic": f"{truth}.json",
-                "panoptic_dir": truth,
                 "image_dir": f"{folder}{split}2017",
             }
             return Source(
                 dataset=name,
                 split=split,
-                read=partial(read_png, root, split, dataset_name=name, **places),
+                read=partial(read_png, root, split, dataset_name=name, panoptic_dir=truth, **places),
                 images=partial(png.image_paths, root, split, **places),
                 files=(places["narratives"], places["panoptic"], f"{truth}/", f"{places['image_dir']}/"),
                 cure=png.SOURCE,
@@ -230,8 +229,8 @@ DATASETS: Final[dict[str, tuple[Reader, ...]]] = {
     "refcoco": (_refcoco("refcoco", "unc", _TESTS),),
     "refcoco+": (_refcoco("refcoco+", "unc", _TESTS),),
     "refcocog": (_refcoco("refcocog", "umd", ("train", "val", "test")),),
-    "refcoco-google": (_refcoco("refcoco", "google", ("train", "val", "test")),),
-    "refcocog-google": (_refcoco("refcocog", "google", ("train", "val")),),
+    "refcoco-google": (_refcoco("refcoco", "google", ("train", "val", "test"), "refcoco-google"),),
+    "refcocog-google": (_refcoco("refcocog", "google", ("train", "val"), "refcocog-google"),),
     "png": (_png(("train", "val")),),
     "coco-panoptic": (_panoptic,),
     "reasonseg": (_reasonseg(reasonseg.SPLITS),),
@@ -241,6 +240,12 @@ DATASETS: Final[dict[str, tuple[Reader, ...]]] = {
     "gcg-refcocog": (_gcg_train("refcocog", "gcg-refcocog"),),
     "own": (_own,),
     own_coco.NAME: (_own_coco,),
+}
+_TAKEN: Final = {  # which of the options of texts change what is read; all other datasets have their texts one way
+    **dict.fromkeys(("scenes", "scenes-refcoco", "shifted-refcoco"), ("sentences", "context")),
+    **dict.fromkeys(("refcoco", "refcoco+", "refcocog", "refcoco-google", "refcocog-google"), ("sentences", "context")),
+    **dict.fromkeys(("reasonseg", "scenes-reasonseg"), ("sentences",)),
+    own_coco.NAME: ("context",),
 }
 
 
@@ -257,13 +262,13 @@ def build(
     """The samples of the chosen splits of a dataset, in a fixed order.
 
     dataset: a name of `DATASETS`.  splits: None takes all.  sentences, context: how RefCOCO's sentences become texts,
-    see `read_refcoco`; sentences also which of ReasonSeg's questions are asked.
+    see `read_refcoco`; sentences also which of ReasonSeg's questions are asked, context also how own-coco is read.
     limit: the first N samples of every (dataset, split).
     keep: says which samples are wanted (`manifests.overlap.Decontamination`); others do not count for the limit.
 
-    Raises DatasetError for an unknown name or split, for data that is missing or broken, for an image that is a link
-    out of the root, and where not one of a split's images is there (single missing images are left to the extraction,
-    which lists them).
+    Raises DatasetError for an unknown name or split, for an option that the dataset does not take, for data that is
+    missing or broken, for an image that is a link out of the root, and where not one of a split's images is there
+    (single missing images are left to the extraction, which lists them).
     """
     if limit is not None and limit < 1:
         raise DatasetError(f"limit must be at least 1 sample per split, got {limit}")
@@ -279,9 +284,15 @@ def sources_of(
     sentences: Sentences = "first",
     context: Context = "joined",
 ) -> list[Source]:
-    """The chosen splits of a dataset, nothing of them read yet (but the own formats' files, which name the splits)."""
+    """The chosen splits of a dataset, nothing of them read yet (but the own formats' files, which name the splits).
+
+    Raises DatasetError as `build` does for names and options.
+    """
     if dataset not in DATASETS:
         raise DatasetError(f"there is no dataset {dataset!r}; there are {', '.join(DATASETS)}")
+    for option, given, usual in (("sentences", sentences, "first"), ("context", context, "joined")):
+        if given != usual and option not in _TAKEN.get(dataset, ()):
+            raise DatasetError(f"--{option} {given}: the texts of {dataset} are what they are, leave --{option} out")
     root = Path(root)
     if not root.is_dir():
         raise DatasetError(f"the data root {root} is not a folder: give the folder that holds the data")

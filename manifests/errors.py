@@ -11,6 +11,10 @@ class DatasetError(PipelineError, ValueError):
     """The data on disk is not what the reader of its format needs."""
 
 
+class NotThere(DatasetError):
+    """What a reader looks for is not under the data root; nothing is wrong with what is."""
+
+
 class CacheError(PipelineError, OSError):
     """The cache can not be written or read as asked."""
 

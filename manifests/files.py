@@ -5,6 +5,7 @@ Every file may come from someone else. Limits are far above what any real file h
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import reprlib
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.pictures import size_fault
 
 MAX_TEXT: Final = 10_000
@@ -44,10 +45,15 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def digest(value: Any) -> str:
+    """Eight characters that say which JSON value this is."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def read_json(path: Path, kind: type[list] | type[dict], source: str) -> Any:
     """The JSON list or dict of a file. Raises DatasetError; `source`, where to get the file, ends its message."""
     if not path.is_file():
-        raise DatasetError(f"{path} is missing: {source}")
+        raise NotThere(f"{path} is missing: {source}")
     try:
         value = parse_json(path.read_bytes())
     except ValueError as error:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from manifests.errors import DatasetError
-from manifests.files import check_record, read_json, records, short, text_fault
+from manifests.files import MAX_TEXT, check_record, read_json, records, short, text_fault
 from manifests.masks import Rle, empty, from_segmentation, union
 from manifests.pictures import picture_size, size_fault
 from manifests.schema import Object, Piece, Sample, leaves_root
@@ -153,8 +153,9 @@ def _caption(
 
 
 def readable(*texts: str) -> bool:
-    """Are these few enough and each of a length that phrases can be looked for?"""
-    return len(texts) <= MAX_PHRASES and all(text_fault(text) is None for text in texts)
+    """Are these few enough, each and all together of a length that phrases can be looked for?"""
+    few = len(texts) <= MAX_PHRASES and sum(map(len, texts)) <= 4 * MAX_TEXT
+    return few and all(text_fault(text) is None for text in texts)
 
 
 def clean(caption: str) -> str:

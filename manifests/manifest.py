@@ -21,6 +21,7 @@ from typing import Any, Final, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from manifests.errors import DatasetError
 from manifests.schema import Object, Piece, Reply, Sample, Task
@@ -163,6 +164,14 @@ def write_manifest(path: str | os.PathLike[str], samples: Iterable[Sample], meta
         raise DatasetError(f"{path} can not be written: a sample holds a value outside the schema ({error})") from None
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def is_manifest(path: Path) -> bool:
+    """Is this file a manifest, of whatever version?"""
+    try:
+        return b"manifest" in (pq.read_metadata(path).metadata or {})
+    except (OSError, pa.ArrowException):
+        return False
 
 
 def _records(path: Path, samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:

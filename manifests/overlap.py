@@ -11,6 +11,7 @@ which is COCO's train2017, holds all images of RefCOCO's val and tests.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from manifests import own_coco
 from manifests.build import DATASETS, Source, sources_of
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.files import shown
 from manifests.schema import Sample
 
@@ -28,6 +29,7 @@ Split = tuple[str, str]
 """(name in DATASETS, split)"""
 _COCO: Final = re.compile(r"(?:.*/)?(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})\.(?:jpg|jpeg|png)", re.IGNORECASE)
 _SA1B: Final = re.compile(r"(?:.*/)?sa_(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
+_TRAINING: Final = re.compile(r"(?:.*_)?train(?:20\d\d)?", re.IGNORECASE)
 _SCENES: Final = "scenes.json"
 
 
@@ -39,6 +41,7 @@ def image_key(root: str | Path, path: str) -> str:
     data root: two copies of one file under different names are two images. Only hashing the content would tell, and
     that needs every image of every dataset on disk and read; this needs their annotations only.
     """
+    path = posixpath.normpath(path)  # ./a//b.jpg is a/b.jpg
     if match := _COCO.fullmatch(path):
         return f"coco/{int(match[1])}"
     if match := _SA1B.fullmatch(path):
@@ -47,16 +50,24 @@ def image_key(root: str | Path, path: str) -> str:
 
 
 def is_training(split: str) -> bool:
-    """Is this split trained on? "train", and names of files that say so (train2017); every other is an evaluation."""
-    return "train" in split.lower()
+    """Is this split trained on? train, and names of files that say so (train2017, instances_train); no other is."""
+    return _TRAINING.fullmatch(split) is not None
 
 
 @dataclass(kw_only=True, slots=True)
 class Found:
-    """images: `image_key` of every image of the splits that are there.  absent: dataset or split -> why it is not."""
+    """images: `image_key` of every image of the splits that are there.  absent: dataset or split -> why it is not.
+
+    broken: dataset or split -> why its files, which are there, can not be read.
+    """
 
     images: dict[Split, set[str]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def note(self, label: str, error: DatasetError, missing: dict[str, str]) -> None:
+        """Keep why a dataset or split can not be looked at: in `missing` where it is not there, else in `broken`."""
+        (missing if isinstance(error, NotThere) else self.broken).setdefault(label, str(error))
 
     def shared(self) -> list[list[int]]:
         """How many images every pair of splits shares, in the order of `images`; on the diagonal how many there are."""
@@ -68,7 +79,7 @@ def found_images(
 ) -> Found:
     """The images of all datasets whose files are under the roots, from their annotations alone.
 
-    progress: shows the names of `DATASETS` as they are gone through. What is missing or broken is in `absent`.
+    progress: shows the names of `DATASETS` as they are gone through.
     """
     found = Found()
     names = [name for name in DATASETS if name != "scenes"]  # which is all the scenes-… and shifted-… together
@@ -80,14 +91,13 @@ def found_images(
             try:
                 sources = sources_of(name, root)
             except DatasetError as error:
-                reasons.setdefault(name, str(error))
+                found.note(name, error, reasons)
                 continue
             for source in sources:
-                label = f"{name} {source.split}"
                 try:
                     found.images.setdefault((name, source.split), set()).update(_keys(source, root))
                 except DatasetError as error:
-                    reasons.setdefault(label, str(error))
+                    found.note(f"{name} {source.split}", error, reasons)
         found.images = {split: keys for split, keys in found.images.items() if keys}
         here = {f"{dataset} {split}" for dataset, split in found.images}
         found.absent |= {label: why for label, why in reasons.items() if label not in here}
@@ -96,7 +106,7 @@ def found_images(
 
 def _keys(source: Source, root: Path) -> set[str]:
     if missing := missing_files(source, root):
-        raise DatasetError(f"{root / missing[0]} is missing")
+        raise NotThere(f"{root / missing[0]} is missing")
     return {image_key(root, path) for path in source.images()}
 
 
@@ -112,7 +122,8 @@ def missing_files(source: Source, root: Path, *, images: bool = False) -> list[s
 class Decontamination:
     """Which samples to keep: all but training samples whose image is in an evaluation split of a dataset that is there.
 
-    `keep` counts what it drops: `report`, `lines`. Raises DatasetError for a root that is no folder.
+    `keep` counts what it drops: `report`, `lines`. Raises DatasetError for a root that is no folder, and where files
+    are there that say what is evaluated on and can not be read.
     """
 
     def __init__(self, root: str | Path, progress: Callable[[list[str]], Iterable[str]] = lambda names: names) -> None:
@@ -120,6 +131,9 @@ class Decontamination:
         if not self.root.is_dir():
             raise DatasetError(f"the data root {root} is not a folder: give the folder that holds the data")
         self.found = found_images([root], progress)
+        for label, why in self.found.broken.items():
+            if _evaluates(label):
+                raise DatasetError(f"can not decontaminate: {label} is there and can not be looked at: {why}")
         self.evaluated = {split: keys for split, keys in self.found.images.items() if not is_training(split[1])}
         self._every = set[str]().union(*self.evaluated.values())
         self._dropped: Counter[str] = Counter()  # samples of each image
@@ -153,13 +167,18 @@ class Decontamination:
         ]
         looked = ", ".join(f"{dataset} {split}" for dataset, split in self.evaluated)
         lines.append(f"  looked at {looked or 'no evaluation split'}")
-        if self.found.absent:
-            lines.append(f"  not there to be looked at: {', '.join(map(_plain, self.found.absent))}")
+        if absent := [label for label in self.found.absent if _evaluates(label)]:
+            lines.append(f"  not there to be looked at: {', '.join(map(_plain, absent))}")
         return lines
 
     def _counts(self, keys: Iterable[str]) -> dict[str, int]:
         dropped = [self._dropped[key] for key in keys if key in self._dropped]
         return {"samples": sum(dropped), "images": len(dropped)}
+
+
+def _evaluates(label: str) -> bool:
+    """Is this, "dataset split" or a dataset whose splits are not known, evaluated on?"""
+    return not is_training(label.partition(" ")[2])
 
 
 def _plain(label: str) -> str:

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from manifests.errors import DatasetError
-from manifests.files import is_unicode, parse_json, shown
+from manifests.errors import DatasetError, NotThere
+from manifests.files import digest, is_unicode, parse_json, shown
 from manifests.masks import Rle, empty, encode, from_segmentation
 from manifests.pictures import BrokenPicture, opened_picture
 from manifests.schema import Object, Piece, Sample, leaves_root
@@ -71,9 +71,10 @@ def _lines(root: Path) -> list[tuple[int, str]]:
     """The lines that hold something, with their numbers from 1."""
     path = root / FILE
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # some editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} can not be read ({error}): write one JSON line per image, see the docs") from None
+        kind = NotThere if isinstance(error, FileNotFoundError) else DatasetError
+        raise kind(f"{path} can not be read ({error}): write one JSON line per image, see the docs") from None
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -105,7 +106,8 @@ def _sample(root: Path, line: str, number: int) -> Sample:
     except BrokenPicture as fault:
         width, height = 1, 1  # the size is not known; the smallest that a mask can have
         faults.append(f"image {shown(row['image'])} {fault}: {_CURE.get(str(fault), 'replace the file')}")
-    sample_id = f"own/{split}/{number}"
+    # with the digest, lines of the same number in two folders have ids of their own: their caches can be merged
+    sample_id = f"own/{split}/{number}-{digest(row)}"
     pieces: list[Piece] = []
     objects: list[Object] = []
     for k, piece in enumerate(row["pieces"]):
@@ -172,8 +174,10 @@ def _mask(root: Path, given: str | dict[str, Any], height: int, width: int) -> R
 def _mask_file(path: Path, name: str, height: int, width: int) -> Rle:
     try:
         with opened_picture(path) as image:
-            size, bands = image.size, image.getbands()
-            pixels = np.asarray(image) if size == (width, height) else None
+            size = image.size
+            coloured = image.convert("RGB") if image.mode in ("P", "PA") else image  # no numbers of a palette
+            bands = coloured.getbands()
+            pixels = np.asarray(coloured) if size == (width, height) else None
     except BrokenPicture as fault:
         raise ValueError(f"mask {shown(name)} {fault}: {_CURE.get(str(fault), 'save it again as png')}") from None
     if pixels is None:

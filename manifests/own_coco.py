@@ -15,13 +15,14 @@ instances says nothing about which: all of one category in an image are one obje
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from manifests.errors import DatasetError
-from manifests.files import by_id, check_record, check_size, read_json, records
+from manifests.errors import DatasetError, NotThere
+from manifests.files import by_id, check_record, check_size, digest, read_json, records
 from manifests.masks import Rle, empty, from_segmentation, union
 from manifests.refcoco import Context
 from manifests.schema import Object, Piece, Sample
@@ -29,12 +30,15 @@ from manifests.schema import Object, Piece, Sample
 NAME: Final = "own-coco"
 SOURCE: Final = "write it as docs/your-data.md says; layout: annotations/<split>.json, images/…"
 
+_OTHER: Final = re.compile(r"(?:panoptic|captions|image_info)_.*20\d\d")  # official files that lie in annotations/ too
+
 
 def split_names(root: str | Path) -> list[str]:
-    """The names of the files in `annotations/`. Raises DatasetError where there are none."""
-    found = sorted(path.stem for path in (Path(root) / "annotations").glob("*.json"))
+    """The names of the files in `annotations/`, but of COCO's of another format. NotThere where there are none."""
+    names = (path.stem for path in (Path(root) / "annotations").glob("*.json"))
+    found = sorted(name for name in names if not _OTHER.fullmatch(name))
     if not found:
-        raise DatasetError(f"{Path(root) / 'annotations'} holds no <split>.json: {SOURCE}")
+        raise NotThere(f"{Path(root) / 'annotations'} holds no <split>.json: {SOURCE}")
     return found
 
 
@@ -82,6 +86,8 @@ def _tables(path: Path) -> tuple[dict[int, Any], dict[int, Any], dict[int, Any]]
     )
     for image in images.values():
         check_size(image["height"], image["width"], f"{path}: image {image['id']}")
+    for category in categories.values():
+        check_record({"isthing": 1} | category, {"isthing": (int, bool)}, f"{path}: category {category['id']}")
     for row in annotations.values():
         where = f"{path}: annotation {row['id']}"
         for key, table in (("image_id", images), ("category_id", categories)):
@@ -113,12 +119,13 @@ def _samples(
 ) -> Iterator[Sample]:
     for image in images.values():
         found = groups.get(image["id"], [])
+        # with the digest, images of one number in two folders have ids of their own: their caches can be merged
+        name = f"{NAME}/{split}/{image['id']}-{digest([image, [[group.phrase, group.rows] for group in found]])}"
         for part in [found] if context == "joined" and found else [[group] for group in found]:
-            key = f"{image['id']}" if context == "joined" else f"{image['id']}-{part[0].rows[0]['id']}"
-            yield _sample(f"{NAME}/{split}/{key}", image, part, split)
+            yield _sample(name if context == "joined" else f"{name}-{part[0].rows[0]['id']}", name, image, part, split)
 
 
-def _sample(sample_id: str, image: dict[str, Any], groups: list[_Group], split: str) -> Sample:
+def _sample(sample_id: str, name: str, image: dict[str, Any], groups: list[_Group], split: str) -> Sample:
     objects: list[Object] = []
     faults: list[str] = []
     for group in groups:
@@ -130,7 +137,7 @@ def _sample(sample_id: str, image: dict[str, Any], groups: list[_Group], split: 
         plural = len(group.rows) > 1 or bool(group.rows[0].get("iscrowd"))
         objects.append(
             Object(
-                object_id=f"{NAME}/{split}/{image['id']}/{group.rows[0]['id']}",
+                object_id=f"{name}/{group.rows[0]['id']}",
                 mask=mask,
                 is_thing=plural or bool(group.category.get("isthing", 1)),
                 plural=plural,

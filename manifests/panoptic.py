@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.files import by_id, check_record, check_size, read_json, records
 from manifests.masks import encode
 from manifests.pictures import BrokenPicture, opened_picture
@@ -44,11 +44,14 @@ class Panoptic:
     segments: dict[int, dict[int, Segment]]
 
     @classmethod
-    def read(cls, path: Path, folder: Path, source: str) -> Panoptic:
-        """Raises DatasetError, which ends in `source`, for a file of another format and a missing folder of pngs."""
+    def read(cls, path: Path, folder: Path | None, source: str) -> Panoptic:
+        """folder: of the pngs; None: `ids` will not be asked for.
+
+        Raises DatasetError, which ends in `source`, for a file of another format and a missing folder.
+        """
         content = read_json(path, dict, source)
-        if not folder.is_dir():
-            raise DatasetError(f"the folder {folder} of the panoptic pngs is missing: {source}")
+        if folder is not None and not folder.is_dir():
+            raise NotThere(f"the folder {folder} of the panoptic pngs is missing: {source}")
         records_of = lambda key: records(content, key, path)  # noqa: E731
         fields = {"id": int, "file_name": str, "height": int, "width": int}
         images = by_id(records_of("images"), fields, f"{path}: images")
@@ -64,7 +67,7 @@ class Panoptic:
                 raise DatasetError(f"{path} annotates image {row['image_id']} twice: {source}")
             where = f"{path}: image {row['image_id']}, segments_info"
             segments[row["image_id"]] = _segments(row["segments_info"], categories, where, source)
-        files = {row["image_id"]: folder / Path(row["file_name"]).name for row in annotations}
+        files = {row["image_id"]: folder / Path(row["file_name"]).name for row in annotations if folder}
         return cls(images=images, files=files, segments=segments)
 
     def ids(self, image_id: int) -> tuple[np.ndarray, str | None]:
@@ -137,7 +140,7 @@ def read_panoptic(
     or of another size: the sample is listed as one that can not be used. Files are read and checked here, pngs while
     iterating. Raises DatasetError for an unknown split, a missing json or png folder and a record of another format.
     """
-    truth = _truth(Path(root), split, panoptic, panoptic_dir)
+    truth = _truth(Path(root), split, panoptic, panoptic_dir or f"annotations/panoptic_{split}2017")
     return _samples(truth, split, image_dir or f"{split}2017", dataset_name)
 
 
@@ -146,11 +149,10 @@ def image_paths(
     split: str,
     *,
     panoptic: str | Path | None = None,
-    panoptic_dir: str | Path | None = None,
     image_dir: str | None = None,
 ) -> Iterator[str]:
-    """`image_path` of every sample of `read_panoptic`, without reading a png."""
-    images = _truth(Path(root), split, panoptic, panoptic_dir).images
+    """`image_path` of every sample of `read_panoptic`; the pngs need not be there."""
+    images = _truth(Path(root), split, panoptic, None).images
     return (f"{image_dir or f'{split}2017'}/{image['file_name']}" for image in images.values())
 
 
@@ -159,7 +161,7 @@ def _truth(root: Path, split: str, panoptic: str | Path | None, panoptic_dir: st
         raise DatasetError(f"COCO panoptic has no split {split!r}; it has {', '.join(SPLITS)}")
     return Panoptic.read(
         root / (panoptic or f"annotations/panoptic_{split}2017.json"),
-        root / (panoptic_dir or f"annotations/panoptic_{split}2017"),
+        None if panoptic_dir is None else root / panoptic_dir,
         SOURCE,
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from PIL import Image
 
@@ -28,7 +29,7 @@ def opened_picture(path: Path) -> Iterator[Image.Image]:
     Raises BrokenPicture where it is missing, no picture, or larger than the limits (a decompression bomb).
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_header(path) as image:
             if fault := size_fault(image.height, image.width):
                 raise BrokenPicture(fault)
             yield image
@@ -40,6 +41,13 @@ def opened_picture(path: Path) -> Iterator[Image.Image]:
         raise
     except Exception:  # Pillow's parsers of a broken file raise whatever they stumble over, with its whole path
         raise BrokenPicture("can not be decoded") from None
+
+
+def open_header(file: Path | BinaryIO) -> Image.Image:
+    """The picture, its pixels not read yet, without Pillow's warning of sizes that `MAX_PIXELS` allows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file, formats=FORMATS)
 
 
 def picture_size(path: Path) -> tuple[int, int]:

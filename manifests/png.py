@@ -47,6 +47,7 @@ def read_png(
     while iterating. Raises DatasetError for an unknown split, a missing json or png folder, a record of another format
     and a narrative on an image that the panoptic json does not have.
     """
+    panoptic_dir = panoptic_dir or f"annotations/panoptic_{split}2017"
     rows, truth = _read(Path(root), split, narratives, panoptic, panoptic_dir)
     return _samples(rows, truth, split, image_dir or f"{split}2017", dataset_name)
 
@@ -57,11 +58,10 @@ def image_paths(
     *,
     narratives: str | Path | None = None,
     panoptic: str | Path | None = None,
-    panoptic_dir: str | Path | None = None,
     image_dir: str | None = None,
 ) -> Iterator[str]:
-    """`image_path` of every sample of `read_png`, without reading a png."""
-    rows, truth = _read(Path(root), split, narratives, panoptic, panoptic_dir)
+    """`image_path` of every sample of `read_png`; the pngs need not be there."""
+    rows, truth = _read(Path(root), split, narratives, panoptic, None)
     return (f"{image_dir or f'{split}2017'}/{truth.images[int(row['image_id'])]['file_name']}" for row in rows)
 
 
@@ -78,7 +78,7 @@ def _read(
     rows = read_json(narratives, list, SOURCE)
     truth = Panoptic.read(
         root / (panoptic or f"annotations/panoptic_{split}2017.json"),
-        root / (panoptic_dir or f"annotations/panoptic_{split}2017"),
+        None if panoptic_dir is None else root / panoptic_dir,
         SOURCE,
     )
     for number, row in enumerate(rows):

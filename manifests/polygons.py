@@ -22,8 +22,19 @@ OUTLINE: Final = 1 << 18
 
 
 def draw_polygon(points: Sequence[tuple[float, float]], height: int, width: int) -> np.ndarray:
-    """bool [height, width]: the even-odd inside and the outline of a closed polygon of one point or more.
+    """bool [height, width]: the even-odd inside and the outline of a closed polygon, see `draw_window`."""
+    mask = np.zeros((height, width), bool)
+    window, inside = draw_window(points, height, width)
+    mask[window] = inside
+    return mask
 
+
+def draw_window(
+    points: Sequence[tuple[float, float]], height: int, width: int
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Rows and columns of an image [height, width] that hold a closed polygon of one point or more, and bool of theirs.
+
+    True are its even-odd inside and its outline; the polygon is nowhere else.
     points: (x, y) in pixels, x to the right, y down, pixel centres at whole numbers; fractions are cut off (towards
     zero, as by numpy's conversion to integers). One point is a pixel, two are a line. Raises ValueError for no points
     and for an outline of more than `OUTLINE` pixels.
@@ -35,9 +46,8 @@ def draw_polygon(points: Sequence[tuple[float, float]], height: int, width: int)
         raise ValueError(f"a polygon with an outline of more than {OUTLINE} pixels")
     size = np.array([width, height])
     first, last = corners.min(0).clip(0, size), (corners.max(0) + 1).clip(0, size)
-    mask = np.zeros((height, width), bool)
-    mask[first[1] : last[1], first[0] : last[0]] = _draw(corners - first, *(last - first)[::-1].tolist())
-    return mask
+    inside = _draw(corners - first, *(last - first)[::-1].tolist())
+    return (slice(first[1], last[1]), slice(first[0], last[0])), inside
 
 
 def _draw(corners: np.ndarray, height: int, width: int) -> np.ndarray:

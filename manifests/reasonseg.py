@@ -16,11 +16,11 @@ from typing import Any, Final, get_args
 
 import numpy as np
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.files import check_record, text_fault
-from manifests.masks import Rle, area, decode, empty, encode
-from manifests.pictures import picture_size
-from manifests.polygons import draw_polygon
+from manifests.masks import Rle, empty, encode
+from manifests.pictures import MAX_PIXELS, picture_size
+from manifests.polygons import draw_window
 from manifests.refcoco import Sentences
 from manifests.schema import Object, Sample
 
@@ -34,6 +34,8 @@ SHORT_QUESTION: Final = "What is {text} in this image?"
 BRIEFLY: Final = "Briefly answer the question in a single sentence."
 """What F-LMM's evaluation (its scripts/reason_seg.py) ends every question with."""
 MAX_SHAPES: Final = 1000
+MAX_DRAWN: Final = MAX_PIXELS
+"""Pixels of the boxes around all shapes of an image together, which take seconds; an annotator's have far fewer."""
 
 
 def read_reasonseg(
@@ -77,10 +79,10 @@ def _names(root: Path, split: str, folder: str) -> list[str]:
         raise DatasetError(f"ReasonSeg has no split {split!r}; it has {', '.join(SPLITS)}")
     place = root / folder / split
     if not place.is_dir():
-        raise DatasetError(f"the folder {place} is missing: {SOURCE}")
+        raise NotThere(f"the folder {place} is missing: {SOURCE}")
     names = sorted({path.stem for path in place.iterdir() if path.suffix in (".jpg", ".json")})
     if not names:
-        raise DatasetError(f"the folder {place} holds no jpg and no json: {SOURCE}")
+        raise NotThere(f"the folder {place} holds no jpg and no json: {SOURCE}")
     return names
 
 
@@ -180,23 +182,27 @@ def _parsed(data: bytes, encoding: str) -> Any:
 def _masks(shapes: list[dict[str, Any]], height: int, width: int, where: str) -> tuple[Rle, Rle | None]:
     """The pixels asked for, and those that do not count (None: every pixel counts).
 
-    Raises ValueError, naming `where`, for points that are no numbers or lie far outside the image.
+    Raises ValueError, naming `where`, for points that are no numbers or lie far outside the image, and for shapes that
+    cover more than `MAX_DRAWN` together.
     """
-    drawn: list[tuple[bool, Rle]] = []
+    drawn: list[tuple[bool, tuple[slice, slice], np.ndarray]] = []
     for number, shape in enumerate(shapes):
         label = shape["label"].lower()
         if label == "flag":  # deprecated annotations without a meaning
             continue
         try:
-            mask = draw_polygon(_points(shape["points"], height, width), height, width)
+            window, inside = draw_window(_points(shape["points"], height, width), height, width)
         except ValueError as fault:
             raise ValueError(f"{where}: shape {number} is {fault}: correct it") from None
-        drawn.append(("ignore" in label, encode(mask)))
+        drawn.append(("ignore" in label, window, inside))
+        if sum(inside.size for _, _, inside in drawn) > MAX_DRAWN:
+            raise ValueError(
+                f"{where}: its shapes are larger than {MAX_DRAWN:,} pixels together: correct it, or use a smaller photo"
+            )
     target, ignore = np.zeros((2, height, width), bool)
     # the official order: by area, ascending and stable, then reversed
-    for ignored, rle in reversed(sorted(drawn, key=lambda item: area(item[1]))):
-        mask = decode(rle)
-        target[mask], ignore[mask] = not ignored, ignored
+    for ignored, window, inside in reversed(sorted(drawn, key=lambda item: np.count_nonzero(item[2]))):
+        target[window][inside], ignore[window][inside] = not ignored, ignored
     return encode(target), encode(ignore) if ignore.any() else None
 
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, NotThere
 from manifests.files import by_id, check_record, check_size, read_json, records, shown
 from manifests.masks import Rle, empty, from_segmentation
 from manifests.pickles import load_plain
@@ -52,6 +52,12 @@ class _Naming:
     split_by: str
     split: str
     image_dir: str
+
+    @property
+    def prefix(self) -> str:
+        """What the ids of the two splits of one dataset differ in: "refcoco-unc", "refcoco-google"."""
+        ending = f"-{self.split_by}"
+        return self.dataset.removesuffix(ending) + ending
 
 
 def read_refcoco(
@@ -101,14 +107,14 @@ def image_paths(
 ) -> Iterator[str]:
     """The images of a split, relative to `root`, each once, as `read_refcoco` names them; no mask is made.
 
-    Raises DatasetError for a file that is missing or of another format, and for a split that is not in it.
+    Raises NotThere for a missing file and a split that is not in it, DatasetError for a file of another format.
     """
     folder = Path(root) / annotation_dir / dataset
     refs, instances = folder / f"refs({split_by}).p", folder / "instances.json"
     changed = tuple(path.stat().st_mtime_ns for path in (refs, instances) if path.is_file())
     by_split = _images_by_split(refs, instances, changed)
     if split not in by_split:
-        raise DatasetError(f"{refs} has no split {split!r}; it has {', '.join(by_split)}")
+        raise NotThere(f"{refs} has no split {split!r}; it has {', '.join(by_split)}")
     yield from (f"{image_dir}/{name}" for name in by_split[split])
 
 
@@ -145,7 +151,7 @@ def _sample(
     image = refs[0].image
     texts = [ref.sentence(k) for ref in refs]
     return Sample(
-        sample_id=f"{naming.dataset}-{naming.split_by}/{naming.split}/{key}",
+        sample_id=f"{naming.prefix}/{naming.split}/{key}",
         dataset=naming.dataset,
         split=naming.split,
         task="referring",
@@ -162,7 +168,7 @@ def _sample(
 def _object(ref: _Ref, mask: Rle, naming: _Naming) -> dict[str, Any]:
     """All fields of a ref's object but the phrase, which differs between samples."""
     return {
-        "object_id": f"{naming.dataset}-{naming.split_by}/ref{ref.ref_id}",
+        "object_id": f"{naming.prefix}/ref{ref.ref_id}",
         "mask": mask,
         "is_thing": True,
         "plural": False,
@@ -176,7 +182,7 @@ def _mask(ref: _Ref, naming: _Naming) -> tuple[Rle, str | None]:
     try:
         return from_segmentation(ref.annotation.get("segmentation"), height, width), None
     except ValueError as error:
-        where = f"{naming.dataset}-{naming.split_by}/ref{ref.ref_id}: annotation {ref.annotation['id']}"
+        where = f"{naming.prefix}/ref{ref.ref_id}: annotation {ref.annotation['id']}"
         cure = "correct it in instances.json, or download the file again"
         return empty(height, width), f"{where} has a broken mask ({error}): {cure}"
 
@@ -211,7 +217,7 @@ def _read_refs(refs_path: Path, instances_path: Path, split: str) -> list[_Ref]:
 def _all_refs(path: Path) -> list[dict[str, Any]]:
     """The records of a refs file, each with a split; DatasetError where it is missing or anything else."""
     if not path.is_file():
-        raise DatasetError(f"{path} is missing: {SOURCE}")
+        raise NotThere(f"{path} is missing: {SOURCE}")
     rows = load_plain(path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "split" in row for row in rows):
         raise DatasetError(f"{path} is not a list of refs with a split each: {SOURCE}")

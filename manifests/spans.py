@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TypeAlias
 
 Span: TypeAlias = tuple[int, int]
@@ -18,22 +18,27 @@ def find_labels(caption: str, labels: Sequence[str]) -> list[Span | None]:
     not, the longest label is placed first, each at its first place that is still free. A label that has more entries
     than places shares the last of them. None: the caption does not have it.
     """
+    places = {label: _places(caption, label) for label in set(labels)}
     found: list[Span | None] = []
     place = 0
     for label in labels:
-        span = next((s for s in _places(caption, label) if s[0] >= place), None)
+        span = next((s for s in places[label] if s[0] >= place), None)
         found.append(span)
         place = place if span is None else span[1]
     if all(span or not label.strip() for span, label in zip(found, labels, strict=True)):
         return found
-    taken: dict[int, Span] = {}
+    taken: set[Span] = set()
+    covered = bytearray(len(caption))  # 1: a character of a place that is taken
+    untried = {label: iter(spans) for label, spans in places.items()}  # no place becomes free again
+    found = [None] * len(labels)
     for k in sorted(range(len(labels)), key=lambda k: -len(labels[k])):
-        places = _places(caption, labels[k])
-        free = [s for s in places if all(s[1] <= start or end <= s[0] for start, end in taken.values())]
-        shared = [s for s in places if s in taken.values()]
-        if free or shared:
-            taken[k] = (free or shared[::-1])[0]
-    return [taken.get(k) for k in range(len(labels))]
+        free = (s for s in untried[labels[k]] if covered.find(1, *s) < 0)
+        shared = (s for s in reversed(places[labels[k]]) if s in taken)
+        found[k] = span = next(chain(free, shared), None)
+        if span is not None:
+            taken.add(span)
+            covered[slice(*span)] = b"\1" * (span[1] - span[0])
+    return found
 
 
 def _places(caption: str, label: str) -> list[Span]:

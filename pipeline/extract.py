@@ -42,13 +42,13 @@ class Extract:
     limit: int | None = None
     """Only the first N samples of every split."""
     sentences: Literal["first", "all"] = "first"
-    """RefCOCO: which sentences of an object become samples."""
+    """RefCOCO: which sentences of an object become samples; ReasonSeg: which questions of an image."""
     store_grid: Literal["native", "64"] = "native"
     """Attention maps as the LMM has them, or 64x64 as heads read them; always 64 where the grid follows the image."""
     views: Literal[1, 2] = 1
     """1: maps of the whole image.  2: also those of its tiles, joined (LLaVA-NeXT, InternVL, … see docs/lmms.md)."""
     context: Literal["joined", "alone"] = "joined"
-    """RefCOCO: an image's expressions in one text, or each alone."""
+    """RefCOCO, own-coco: an image's expressions in one text, or each alone."""
     decontaminate: bool = False
     """Leave out training samples whose image is in an evaluation split of any dataset under --data-root."""
     merge: Literal["mean", "max"] = "mean"

@@ -38,9 +38,9 @@ class Manifest:
     limit: int | None = None
     """Only the first N samples of every split."""
     sentences: Literal["first", "all"] = "first"
-    """RefCOCO: which sentences of an object become samples."""
+    """RefCOCO: which sentences of an object become samples; ReasonSeg: which questions of an image."""
     context: Literal["joined", "alone"] = "joined"
-    """RefCOCO: an image's expressions in one text, or each alone."""
+    """RefCOCO, own-coco: an image's expressions in one text, or each alone."""
     decontaminate: bool = False
     """Leave out training samples whose image is in an evaluation split of any dataset under --data-root."""
     lmm: str = "tiny"
@@ -80,9 +80,12 @@ def run_manifest(args: Manifest) -> None:
 def _read(args: Manifest) -> tuple[list[Sample], dict[str, Any], dict[str, Any]]:
     """Samples, the manifest's meta, and JSON. build writes the manifest; info goes on where files are missing."""
     from manifests.build import sources_of, take
-    from manifests.manifest import write_manifest
+    from manifests.manifest import is_manifest, write_manifest
     from manifests.overlap import missing_files
 
+    path = args.file or Path("manifest.parquet")
+    if args.action == "build" and path.exists() and not is_manifest(path):
+        raise PipelineError(f"{path} is there and is no manifest: give another --file, or remove it")
     root = ready_root(args)
     sources = sources_of(args.dataset, root, splits=args.splits, sentences=args.sentences, context=args.context)
     if missing := sorted({name for source in sources for name in missing_files(source, root, images=True)}):
@@ -104,7 +107,6 @@ def _read(args: Manifest) -> tuple[list[Sample], dict[str, Any], dict[str, Any]]
         print("\n".join(without.lines()))
     meta = manifest_meta(args, without)
     if args.action == "build":
-        path = args.file or Path("manifest.parquet")
         write_manifest(path, samples, meta)
         print(f"wrote {path}")
     return samples, meta, {"missing": missing, "unread": unread, "decontaminated": meta.get("decontaminated")}

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 def run_overlap(args: Manifest) -> None:
-    """Print the matrix, and as JSON: `splits` (dataset, split, images), `shared` (rows in that order), `absent`."""
+    """Print the matrix, and as JSON: `splits` (dataset, split, images), `shared` (rows in that order).
+
+    `absent`: what is not there, and why; `broken`: what is there and can not be read.
+    """
     from tqdm import tqdm
 
     from manifests.errors import DatasetError
@@ -31,7 +34,9 @@ def run_overlap(args: Manifest) -> None:
         print(f"{f'({number})':>4} {name:<{wide}}" + "".join(f"{count:>9,}" if count else f"{'.':>9}" for count in row))
     for label, why in found.absent.items():
         print(f"not there: {label}: {why[:160]}")
+    for label, why in found.broken.items():
+        print(f"warning: {label} can not be read: {why}")
     splits = [
         {"dataset": dataset, "split": split, "images": len(keys)} for (dataset, split), keys in found.images.items()
     ]
-    print(json.dumps({"splits": splits, "shared": shared, "absent": found.absent}))
+    print(json.dumps({"splits": splits, "shared": shared, "absent": found.absent, "broken": found.broken}))

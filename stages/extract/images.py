@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from manifests.errors import DatasetError
-from manifests.pictures import FORMATS
+from manifests.pictures import open_header
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +87,7 @@ def open_image(path: Path | BinaryIO, expected: tuple[int, int], name: str | Non
     """
     name = name or str(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_header(path) as image:
             if image.size != expected:
                 raise DatasetError(
                     f"{name} is {image.size[0]}x{image.size[1]} pixels, its annotations are for "

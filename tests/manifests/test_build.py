@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from manifests.build import DATASETS, build
+from manifests.build import DATASETS, build, sources_of
 from manifests.errors import DatasetError
 from manifests.manifest import Samples, write_manifest
 from manifests.refcoco import read_refcoco
 from manifests.scenes.write import ScenesConfig
 from manifests.schema import problem
+from tests.manifests.fuzzing import FORMATS, refcoco
 
 EXPECTED = {
     ("scenes-refcoco", "train"): "train",
@@ -90,9 +91,35 @@ def test_official_names_read_the_real_records_of_all_splits(
         (tmp_path / "train2014" / image["file_name"]).touch()
     samples = build(name, tmp_path)
     direct = [s for split in dict.fromkeys(s.split for s in samples) for s in
-              read_refcoco(tmp_path, dataset, split_by, split, annotation_dir="refcoco")]  # fmt: skip
-    assert samples == direct and {s.dataset for s in samples} == {dataset}
+              read_refcoco(tmp_path, dataset, split_by, split, dataset_name=name)]  # fmt: skip
+    assert samples == direct and {s.dataset for s in samples} == {name}  # what published numbers are looked up by
+    assert all(s.sample_id.startswith(f"{dataset}-{split_by}/{s.split}/") for s in samples)
     assert len({s.split for s in samples}) == (4 if split_by == "unc" else 3)
+
+
+@pytest.mark.parametrize("dataset", ["refcoco", "refcocog"])
+def test_the_google_splits_are_datasets_of_their_own(tmp_path: Path, dataset: str) -> None:
+    """Else their results stand beside the published numbers of the other splits."""
+    refcoco(tmp_path)
+    (tmp_path / "refcoco/refcoco").rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(tmp_path / "refcoco" / dataset)
+    refs = tmp_path / "refcoco" / dataset / "refs(unc).p"
+    refs.rename(refs.with_name("refs(google).p"))
+    (sample,) = build(f"{dataset}-google", tmp_path, splits=["val"])
+    assert sample.dataset == f"{dataset}-google" and sample.sample_id == f"{dataset}-google/val/7-joined-0"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_options_that_change_nothing_are_refused(tmp_path: Path, name: str) -> None:
+    """Else results would be named after them."""
+    FORMATS[name](tmp_path)
+    taken = {"refcoco": {"sentences", "context"}, "reasonseg": {"sentences"}, "own-coco": {"context"}}.get(name, set())
+    for option, value in (("sentences", "all"), ("context", "alone")):
+        if option in taken:
+            assert sources_of(name, tmp_path, **{option: value})  # type: ignore[arg-type]
+        else:
+            with pytest.raises(DatasetError, match=f"--{option} {value}: .*{name} .*leave --{option} out"):
+                sources_of(name, tmp_path, **{option: value})  # type: ignore[arg-type]
 
 
 def test_own_splits_come_from_the_file(tmp_path: Path) -> None:
@@ -100,8 +127,9 @@ def test_own_splits_come_from_the_file(tmp_path: Path) -> None:
     mask = {"polygon": [1, 1, 5, 1, 5, 5]}
     lines = [{"image": "a.png", "split": s, "pieces": [{"text": "x", "mask": mask}]} for s in ("b", "a", "b")]
     (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    assert [s.sample_id for s in build("own", tmp_path)] == ["own/b/1", "own/b/3", "own/a/2"]
-    assert [s.sample_id for s in build("own", tmp_path, splits=["b"], limit=1)] == ["own/b/1"]
+    named = lambda **options: [s.sample_id.partition("-")[0] for s in build("own", tmp_path, **options)]  # noqa: E731
+    assert named() == ["own/b/1", "own/b/3", "own/a/2"]
+    assert named(splits=["b"], limit=1) == ["own/b/1"]
     with pytest.raises(DatasetError, match="own has no split c; it has b, a"):
         build("own", tmp_path, splits=["c"])
 

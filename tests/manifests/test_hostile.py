@@ -14,7 +14,7 @@ import pytest
 
 from manifests.build import build
 from manifests.errors import DatasetError
-from manifests.masks import empty, encode, from_segmentation
+from manifests.masks import area, empty, encode, from_segmentation
 from manifests.pickles import load_plain
 from manifests.pictures import MAX_PIXELS, MAX_SIDE, size_fault
 from manifests.schema import Object, Piece, Sample, problem
@@ -46,7 +46,7 @@ def change(path: Path, where: tuple[Any, ...], value: Any) -> None:
     path.write_bytes(b"\n".join(lines))
 
 
-def complaint(root: Path, name: str) -> str:
+def complaint(root: Path, name: str, seconds: float = 5) -> str:
     """Why nothing or not everything of the split can be used; fails if all can, or if it takes long to say."""
     start = time.perf_counter()
     try:
@@ -57,7 +57,7 @@ def complaint(root: Path, name: str) -> str:
         found = [why for sample in samples if (why := problem(sample)) and "without an answer" not in why]
         assert found, "nothing is wrong with it"
         text = found[0]
-    assert time.perf_counter() - start < 5 and "\n" not in text and len(text) < 1500
+    assert time.perf_counter() - start < seconds and "\n" not in text and len(text) < 1500
     return text
 
 
@@ -98,6 +98,7 @@ BAD: Final = [
     ("reasonseg", REASON, ("text", 0), LONG, "has 1000000 characters"),
     ("reasonseg", REASON, ("text", 0), "a \ud800", "not Unicode"),
     ("reasonseg", REASON, ("shapes", 0, "points"), [[float("nan"), 1]] * 3, "far outside"),
+    ("reasonseg", REASON, ("shapes",), [{"label": "a", "points": [[0, 0]] * 3}] * 1001, "has 1001 shapes"),
     ("reasonseg", REASON, ("shapes", 0, "points"), [[8 * (k % 2), 5] for k in range(10**5)], "outline"),
     ("gcg", CAPTIONS, ("annotations", 0, "caption"), LONG, "has 1000000 characters"),
     ("gcg", CAPTIONS, ("images", 0, "height"), 10**8, "its image is 100000000x8 pixels"),
@@ -182,6 +183,29 @@ def test_pictures_that_decompress_to_gigabytes(tmp_path: Path, name: str, file: 
     bomb(tmp_path / file, *size)
     text = complaint(tmp_path, name)
     assert Path(file).name in text and ("allowed" in text or "pixels" in text or "decoded" in text)
+
+
+def test_a_large_photo_with_many_large_shapes(tmp_path: Path) -> None:
+    FORMATS["reasonseg"](tmp_path)
+    photo = tmp_path / "reason_seg/ReasonSeg/val/a.jpg"
+    bomb(photo, 6000, 6000)
+    whole = {"label": "target", "points": [[0, 0], [5999, 0], [5999, 5999], [0, 5999]]}
+    corner = {"label": "target", "points": [[0, 0], [9, 0], [9, 9], [0, 9]]}
+    change(tmp_path / REASON, ("shapes",), [whole] * 1000)  # hours, if each were drawn
+    assert "a.json: its shapes are larger than 134,217,728 pixels together" in complaint(tmp_path, "reasonseg", 20)
+    change(tmp_path / REASON, ("shapes",), [corner] * 1000)
+    (sample,) = build("reasonseg", tmp_path, splits=["val"])
+    assert sample.error is None and area(sample.objects[0].mask) == 100
+
+
+def test_a_caption_with_labels_too_long_to_look_for(tmp_path: Path) -> None:
+    FORMATS["gcg"](tmp_path)
+    change(tmp_path / CAPTIONS, ("annotations", 0, "caption"), "a " * 5000)
+    change(tmp_path / CAPTIONS, ("annotations", 0, "labels"), ["a " * k + "b" for k in range(999)])
+    change(tmp_path / MASKS, ("annotations",), [{"image_id": NAME, "segmentation": [POLYGON]}] * 999)
+    start = time.perf_counter()
+    (sample,) = build("gcg", tmp_path, splits=["val"])
+    assert len(sample.objects) == 999 and time.perf_counter() - start < 5
 
 
 def test_an_eps_file_runs_nothing(tmp_path: Path) -> None:

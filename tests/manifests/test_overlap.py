@@ -49,7 +49,6 @@ def root(tmp_path: Path) -> Path:
     panoptic: dict[str, Any] = {"annotations": [], "categories": []}
     panoptic["images"] = [{"id": i, "file_name": f"{i:012d}.jpg", "height": 6, "width": 8} for i in (1, 3, 9)]
     put(tmp_path, "annotations/panoptic_train2017.json", panoptic)
-    (tmp_path / "annotations/panoptic_train2017").mkdir()
     put(tmp_path, "png/png_coco_train2017.json", [{"image_id": str(i), "segments": []} for i in (1, 3, 9)])
     return tmp_path
 
@@ -60,6 +59,7 @@ def test_an_image_is_its_coco_id_or_its_path() -> None:
     assert {image_key("/r", path) for path in same} == {"coco/123"}
     assert image_key("/r", "x/sa_12.jpg") == image_key("/s", "y/sa_12.jpg") == "sa1b/12"
     others = ["photos/1000092795.jpg", "b/1000092795.jpg", "0000000000123.jpg", "x000000000123.jpg", "123.jpg"]
+    assert image_key("/r", "photos/a.jpg") == image_key("/r", "./photos/a.jpg") == image_key("/r", "photos//./a.jpg")
     keys = {image_key(root, path) for path in others for root in ("/r", "/s")}
     assert len(keys) == 2 * len(others)
 
@@ -108,9 +108,45 @@ def test_the_limit_counts_what_is_kept(root: Path) -> None:
 
 
 def test_what_counts_as_training() -> None:
-    assert [is_training(split) for split in ("train", "train2017", "instances_train", "val", "testA", "test")] == [
-        True, True, True, False, False, False,
-    ]  # fmt: skip
+    for split in ("train", "Train", "train2017", "instances_train", "instances_train2017"):
+        assert is_training(split), split
+    for split in ("val", "testA", "constrained", "untrained-test", "training-val", "train_val", "retrain", ""):
+        assert not is_training(split), split
+
+
+def test_a_damaged_evaluation_split_is_told_and_ends_training(root: Path) -> None:
+    refs = root / "refcoco/refcocog/refs(umd).p"
+    refs.write_bytes(refs.read_bytes()[:-20])
+    found = found_images([root])
+    assert "refcocog val" in found.broken and "refcocog val" not in found.absent
+    assert "refcoco testA" in found.absent and "refcoco val" in {" ".join(split) for split in found.images}
+    with pytest.raises(DatasetError, match=r"can not decontaminate: refcocog val .*refs\(umd\)\.p"):
+        Decontamination(root)
+
+
+@pytest.mark.parametrize("split, fails", [("train", False), ("val", True)])
+def test_of_damaged_files_those_trained_on_do_no_harm(root: Path, split: str, fails: bool) -> None:
+    put(root, f"annotations/panoptic_{split}2017.json", b"{")
+    if fails:
+        with pytest.raises(DatasetError, match=r"coco-panoptic val .*is not JSON"):
+            Decontamination(root)
+    else:
+        text = "\n".join(Decontamination(root).lines())
+        assert "png val" in text and "train" not in text.split("not there to be looked at")[1]
+
+
+def test_damaged_lines_may_be_of_any_split(root: Path) -> None:
+    put(root, "samples.jsonl", b"{")
+    with pytest.raises(DatasetError, match=r"can not decontaminate: own .*line 1: not JSON"):
+        Decontamination(root)
+
+
+def test_official_files_of_other_formats_are_no_users(root: Path) -> None:
+    (root / "images").mkdir()
+    for name in ("captions_val2017", "panoptic_val2017", "image_info_test2017"):
+        put(root, f"annotations/{name}.json", {"images": [], "annotations": [], "categories": []})
+    found = found_images([root])
+    assert not found.broken and "own-coco" in found.absent
 
 
 def test_coco_annotations_are_not_taken_for_a_users(root: Path) -> None:

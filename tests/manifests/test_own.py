@@ -59,11 +59,20 @@ def test_defaults_and_given_values(root: Path) -> None:
             },
         )
     )
-    assert (first.sample_id, first.dataset, first.split, first.task) == ("own/test/1", "own", "test", "referring")
+    assert (first.sample_id, first.dataset, first.split, first.task) == (
+        f"own/test/1-{first.sample_id[-8:]}",
+        "own",
+        "test",
+        "referring",
+    )
     assert (first.image_path, first.height, first.width) == ("a.jpg", 6, 8)
     assert first.pieces == (Piece(text="the mug", object=0), Piece(text=".")) and problem(first) is None
     assert first.objects[0].phrase == "the mug" and first.objects[0].is_thing and not first.objects[0].plural
-    assert (second.sample_id, second.split, second.task) == ("own/kitchen/3", "kitchen", "narrative")
+    assert (second.sample_id, second.split, second.task) == (
+        f"own/kitchen/3-{second.sample_id[-8:]}",
+        "kitchen",
+        "narrative",
+    )
     assert [p.object for p in second.pieces] == [None, 0, None, 1]
     assert [(o.is_thing, o.plural) for o in second.objects] == [(False, False), (True, True)]
 
@@ -91,6 +100,31 @@ def mask_png(root: Path, mode: str) -> str:
 def test_mask_png_of_every_mode(root: Path, mode: str) -> None:
     (sample,) = read_own(put(root, line(mask_png(root, mode))))
     assert np.array_equal(decode(sample.objects[0].mask), MASK)
+
+
+def test_a_palette_says_what_is_black(root: Path) -> None:
+    image = Image.fromarray(np.where(MASK, 0, 1).astype(np.uint8))
+    image.putpalette([255, 255, 255, 0, 0, 0])  # number 0 is white, number 1 is black
+    image.save(root / "masks/m.png")
+    assert Image.open(root / "masks/m.png").mode == "P"
+    (sample,) = read_own(put(root, line("masks/m.png")))
+    assert np.array_equal(decode(sample.objects[0].mask), MASK)
+
+
+def test_ids_are_the_same_every_time_and_of_two_folders_differ(root: Path) -> None:
+    rows = [line({"polygon": POLYGON}), line({"polygon": POLYGON}, image="b.jpg")]
+    first, second = read_own(put(root, *rows))
+    assert [first, second] == read_own(root)
+    other, _ = read_own(put(root, *rows[::-1]))  # as another folder would have it on its first line
+    ids = {name for sample in (first, second, other) for name in (sample.sample_id, sample.objects[0].object_id)}
+    assert len(ids) == 6
+
+
+def test_a_file_that_begins_with_a_byte_order_mark(root: Path) -> None:
+    put(root, line({"polygon": POLYGON}))
+    path = root / "samples.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_own(root)[0].image_path == "a.jpg"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +226,7 @@ def test_a_line_without_pieces_is_left_to_the_planner_and_a_missing_photo_hides_
     root: Path,
 ) -> None:
     (sample,) = read_own(put(root, {"image": "a.jpg", "pieces": []}))
-    assert str(problem(sample)).startswith("sample own/test/1 has no object to ground: give")
+    assert str(problem(sample)).startswith(f"sample {sample.sample_id} has no object to ground: give")
     with pytest.raises(DatasetError, match=r"line 1: piece 0: path '\.\./outside\.png' leaves the data root"):
         read_own(put(root, line("../outside.png", image="b.jpg")))
 

@@ -57,7 +57,11 @@ def test_phrases_are_objects_and_names_are_kinds(tmp_path: Path) -> None:
     for item, mask in zip(first.objects, (coco.annToMask(coco.anns[1]), both), strict=False):
         assert np.array_equal(decode(item.mask), mask.astype(bool))
     assert [p.text for p in first.pieces[:4]] == ["the left cup", ".", "cup", "."]
-    assert (last.image_path, last.sample_id, last.task) == ("images/3.png", "own-coco/val/3", "referring")
+    assert (last.image_path, last.sample_id, last.task) == (
+        "images/3.png",
+        f"own-coco/val/3-{last.sample_id[-8:]}",
+        "referring",
+    )
     assert last.objects[0].plural and problem(first) is problem(last) is None
     assert list(image_paths(tmp_path, "val")) == ["images/1.png", "images/3.png"]
 
@@ -72,9 +76,19 @@ def test_alone_every_object_is_a_sample(tmp_path: Path) -> None:
 def test_splits_are_files(tmp_path: Path) -> None:
     put(put(tmp_path, note(1, SQUARE), split="val"), note(1, SQUARE), note(2, SQUARE, image=2), split="train")
     assert split_names(tmp_path) == ["train", "val"]
-    assert [s.sample_id for s in build("own-coco", tmp_path)] == [
+    assert [s.sample_id.rpartition("-")[0] for s in build("own-coco", tmp_path)] == [
         "own-coco/train/1", "own-coco/train/2", "own-coco/val/1",
     ]  # fmt: skip
+
+
+def test_ids_of_two_folders_differ(tmp_path: Path) -> None:
+    found = []
+    for phrase in ("a cup", "a mug"):
+        put(tmp_path, note(1, SQUARE, phrase=phrase))
+        (joined,), (alone,) = (read_own_coco(tmp_path, "val", context=context) for context in ("joined", "alone"))
+        assert joined.objects == alone.objects
+        found += [joined.sample_id, alone.sample_id, joined.objects[0].object_id]
+    assert len(set(found)) == 6
 
 
 @pytest.mark.parametrize(
@@ -86,6 +100,11 @@ def test_splits_are_files(tmp_path: Path) -> None:
         (note(1, SQUARE, iscrowd="no"), {}, "no proper iscrowd"),
         ({"id": 1}, {}, "annotations: a record has no proper image_id, category_id"),
         (note(1, SQUARE), {"images": [IMAGES[0] | {"height": 0}]}, "image 1 is 0x8 pixels"),
+        (
+            note(1, SQUARE),
+            {"categories": [CATEGORIES[0] | {"isthing": "no"}]},
+            "category .: a record has no proper isthing",
+        ),
         (note(1, SQUARE), {"categories": None}, "no list 'categories'"),
     ],
 )

@@ -20,7 +20,8 @@ from manifests.refcoco import read_refcoco
 from manifests.schema import Sample, problem
 from tests.manifests.test_png import NARRATIVES, put
 
-REAL = {"panoptic": "panoptic_examples.json", "panoptic_dir": "panoptic_examples", "image_dir": "input_images"}
+LISTED = {"panoptic": "panoptic_examples.json", "image_dir": "input_images"}
+REAL = {**LISTED, "panoptic_dir": "panoptic_examples"}
 
 
 def read_real(real: Path) -> list[Sample]:
@@ -150,8 +151,8 @@ def test_light_listings_are_the_samples_images(scenes: Path, real: Path) -> None
     for split in ("train", "val", "testA"):
         listed = list(refcoco_paths(scenes, "refcoco", "unc", split))
         assert listed == [s.image_path for s in read_refcoco(scenes, "refcoco", "unc", split)]
-    assert list(panoptic.image_paths(real / "panopticapi", "val", **REAL)) == [s.image_path for s in read_real(real)]
-    told = png.image_paths(real / "panopticapi", "val", narratives=NARRATIVES, **REAL)
+    assert list(panoptic.image_paths(real / "panopticapi", "val", **LISTED)) == [s.image_path for s in read_real(real)]
+    told = png.image_paths(real / "panopticapi", "val", narratives=NARRATIVES, **LISTED)
     assert list(told) == [
         s.image_path for s in png.read_png(real / "panopticapi", "val", narratives=NARRATIVES, **REAL)
     ]

@@ -26,6 +26,13 @@ def test_the_rotation_flag_is_not_applied(tmp_path: Path) -> None:
     assert picture_size(tmp_path / "a.jpg") == (5, 7)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_large_photo_is_no_bomb(tmp_path: Path) -> None:
+    """Pillow warns from 89 million pixels on; what is too large is said here."""
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png")
+    assert picture_size(tmp_path / "a.png") == (10_000, 10_000)
+
+
 @pytest.mark.filterwarnings("ignore")  # Pillow has much to say about damaged files
 @settings(max_examples=200, deadline=None)
 @given(

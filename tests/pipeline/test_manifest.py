@@ -44,9 +44,14 @@ def test_counts_are_plain_sums(data_root: Path, tmp_path: Path, capsys: pytest.C
         assert few["objects"] == many["objects"] < many["expressions"] == many["samples"]
 
 
-def test_planned_bytes_are_those_of_the_cache(data_root: Path, small_cache: Path, capsys: Any) -> None:
-    _, told = run(capsys, "info", "--data-root", data_root)
-    arrays = sum(p.stat().st_size for p in (small_cache / "priors.zarr").rglob("*") if p.is_file())
+def test_planned_bytes_are_those_of_the_cache(
+    data_root: Path, small_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of expressions alone: of answers, not yet given, no bytes are planned."""
+    expressions = ("--dataset", "scenes-refcoco", "--data-root", data_root)
+    cli("extract", *expressions, "--cache", tmp_path / "c", "--images", small_cache / "images", "--local")
+    _, told = run(capsys, "info", *expressions)
+    arrays = sum(p.stat().st_size for p in (tmp_path / "c/priors.zarr").rglob("*") if p.is_file())
     assert told["priors_bytes"] == pytest.approx(arrays, rel=0.02)  # checksums, indices
     assert told["priors_bytes"] < sum(row["priors_bytes"] for row in told["splits"])  # shards of few are padded
 
@@ -91,6 +96,18 @@ def test_questions_are_counted_before_they_are_answered(tmp_path: Path, capsys: 
     reasonseg(tmp_path)
     _, told = run(capsys, "info", "--dataset", "reasonseg", "--data-root", tmp_path, "--splits", "val")
     assert told["splits"][0]["questions"] == 1 and told["problems"] == 0
+
+
+def test_only_a_manifest_is_written_over(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    command = ("manifest", "build", "--dataset", "scenes-png", "--data-root", data_root, "--file")
+    cli(*command, file, expect=2)
+    assert f"{file} is there and is no manifest: give another --file" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+    file.unlink()
+    cli(*command, file)
+    cli(*command, file)
 
 
 def test_overlap(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
