@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 
 from benchmarks import best_map
-from benchmarks.embedded import QUICK, extracted
+from benchmarks.embedded import CUT, QUICK, extracted
 from benchmarks.random_weights import random_llava
 from cache.priors import Priors, SamplePriors
 from manifests.schema import Sample
@@ -99,6 +99,8 @@ class Changed:
         if self.change == "hidden":
             noise = np.random.default_rng(index).standard_normal(item.scaled_hidden.shape)  # of RMS 1 as well
             return replace(item, scaled_hidden=noise.astype(np.float16))
+        if self.samples.searched()[index]:  # of words, not of objects; neither trained on nor compared
+            return item
         return replace(item, attention=self._swapped(item.attention, self.samples[index]))
 
     @staticmethod
@@ -169,7 +171,7 @@ def extract(config: Config) -> dict[str, str]:
     images = ("--images", str(cache / "images"), "--sam", "tiny")
     return {
         "trained": extracted(cache, *common),
-        "random": extracted(config.out / lmm.name.replace("lmm", "cache"), "--lmm", str(lmm), *images, *common),
+        "random": extracted(config.out / lmm.name.replace("lmm", "cache"), "--lmm", str(lmm), *images, *CUT, *common),
     }
 
 

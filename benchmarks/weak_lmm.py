@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import tyro
 
-from benchmarks.embedded import QUICK, extracted
+from benchmarks.embedded import CUT, QUICK, extracted
 from benchmarks.random_weights import random_llava
 from pipeline.comparison import Condition, Job, compare
 from pipeline.comparison_table import Found, about, summaries, table, write_json
@@ -105,7 +105,7 @@ def conditions(config: Config, lmms: dict[str, Path]) -> list[Condition]:
     images = ("--images", str(config.cache / "images"), "--sam", "tiny", "--device", config.device)
     for name, folder in reversed(lmms.items()):
         cache = config.out / f"cache-{folder.name}-{file_sha256(folder / 'model.safetensors')[:8]}"
-        caches[name] = extracted(cache, "--lmm", str(folder), *images, *common)
+        caches[name] = extracted(cache, "--lmm", str(folder), *images, *CUT, *common)
     titles = {name: f"LMM after {name.removeprefix('after_')} steps" for name in lmms}
     titles |= {"embedded": "embedded LMM, 10,600 steps", "random": "LMM with random weights"}
     return [

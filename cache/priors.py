@@ -132,9 +132,13 @@ class Priors:
         return self.store.meta.identity
 
     def objects(self) -> int:
-        """Objects of the samples that did not fail."""
+        """Slots of the samples that did not fail: objects, and words of replies, each as many bytes as an object."""
         counts = self.rows.numbers("objects")
         return int(counts.sum()) - sum(int(counts[index]) for index in self.failures)
+
+    def counted(self) -> str:
+        """What `objects` are, in words for the user."""
+        return "objects and words of replies" if self.samples.searched().any() else "objects"
 
     def available(self, index: int) -> bool:
         """Can sample `index` be read (or is it known to have failed)? Always true for a complete cache."""

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 SAVED_EVERY: Final = 5.0  # seconds, and at least twenty times as long as saving takes
 
 
-def answered(args: Extract, extraction: Any, images: Any, options: dict[str, Any]) -> dict[str, str]:
+def answered(args: Extract, extraction: Any, images: Any, text: Any, options: dict[str, Any]) -> dict[str, str]:
     """Have the questions among the samples answered, those that an earlier run left out of it.
 
-    The samples have their replies from then on; in a dry run as long ones as they can get. options: of `run_units`.
+    The samples have their replies from then on; in a dry run as long ones as they can get.
+    text: the LMM's processor, or what stands for it in a dry run.  options: of `run_units`.
     Returns what the plan that is printed says of them.
     """
     from cache.create import require_ours
@@ -26,10 +27,10 @@ def answered(args: Extract, extraction: Any, images: Any, options: dict[str, Any
 
     answers = Answers(extraction.cache, extraction.samples, images)
     most = args.max_answer_tokens
-    if not answers.count:
+    if not answers.wanted:
         return {}
     if args.dry_run:
-        extraction.samples = answers.supposed(extraction.samples, most)
+        extraction.samples = answers.supposed(extraction.samples, most, text)
         text = f"{answers.count} samples are answered first, with {most} tokens at most; so many are planned for"
         return {"answers": text}
     require_ours(extraction.cache, "priors", FILES)
@@ -40,7 +41,7 @@ def answered(args: Extract, extraction: Any, images: Any, options: dict[str, Any
             _ask(answers, extraction.worker(options["threads"]), most, options)
             _free(extraction, options)
     extraction.give(answers)
-    return {"answers": f"of {answers.count} samples, {answers.tokens():,} tokens: {answers.path}"}
+    return {"answers": f"of {answers.count} samples, {answers.tokens():,} tokens: {answers.origin}"}
 
 
 def _require_no_plan(args: Extract, extraction: Any, answers: Any) -> None:

@@ -129,7 +129,8 @@ def report(command: str, store: Store, seconds: float, about: dict[str, Any], so
     """One line for the reader, one of JSON."""
     from cache.priors import Priors
 
-    objects = max(1, Priors.open(store.place).objects())
+    priors = Priors.open(store.place)
+    objects = max(1, priors.objects())
     before, after = (sum(sum(each.stored_bytes().values()) for each in stores) for stores in (sources, [store]))
     record: dict[str, Any] = {
         "command": f"cache {command}",
@@ -140,7 +141,7 @@ def report(command: str, store: Store, seconds: float, about: dict[str, Any], so
         "seconds": round(seconds, 2),
     }
     print(
-        f"cache {command}: {objects:,} objects, {before:,} bytes became {after:,} "
+        f"cache {command}: {objects:,} {priors.counted()}, {before:,} bytes became {after:,} "
         f"({100 * after / max(1, before):.1f} %) in {seconds:.1f} s: {store.name}"
     )
     print(json.dumps(record | about))

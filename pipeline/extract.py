@@ -127,12 +127,13 @@ def run(args: Extract) -> None:
     }
     hashing = lambda paths: tqdm(paths, desc="hashing images", unit="image", leave=False)  # noqa: E731
     hashed = extraction.hashed_images(dry_run=args.dry_run, progress=hashing)
-    news = answered(args, extraction, hashed, options) if args.answer else {}
+    text = _text(args, extraction)
+    news = answered(args, extraction, hashed, text, options) if args.answer else {}
     if args.batch_size == "auto":
         known = None if args.overwrite else extraction.planned_batch_size()
         measure = partial(_measured_batch_size, extraction, args, threads)
         extraction.batch_size = known or (DEFAULT_BATCH if args.dry_run else measure)
-    plan = extraction.plan(hashed, _text(args, extraction))
+    plan = extraction.plan(hashed, text)
     _print_plan(args, extraction, plan, workers, gpus, news)
     if args.dry_run:
         return
@@ -297,13 +298,14 @@ def _print_plan(args: Extract, extraction: Any, plan: Any, workers: int, gpus: i
     lmm = extraction.lmm
     height, width = lmm.grid
     measured_later = args.dry_run and args.batch_size == "auto"
+    said = " and words of replies" if news else ""
     rows = {
         "LMM": f"{lmm.name} ({lmm.source}), {extraction.dtype}, merge {extraction.merge}",
         "attention": f"{lmm.attention_layers} layers x {lmm.heads} heads"
         + (f" x {lmm.views} views" if lmm.views > 1 else "")
         + f", stored as {height}x{width}",
         "SAM": extraction.sam,
-        "samples": f"{len(plan.rows)} ({len(plan.failures)} can not be used), {plan.objects} objects; at most "
+        "samples": f"{len(plan.rows)} ({len(plan.failures)} can not be used), {plan.objects} objects{said}; at most "
         f"{plan.batch_size} in a forward pass" + (" (not measured in a dry run)" if measured_later else ""),
         **news,
         "images": f"{len(plan.image_rows)} different",

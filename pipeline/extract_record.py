@@ -63,11 +63,13 @@ class Record:
         """Everything is in the cache: write its totals."""
         from cache.priors import Priors
 
+        priors = Priors.open(self.cache, images_dir=self.images)
         self._write(
             complete=True,
             samples=len(plan.rows),
             objects=plan.objects,
-            failed_samples=len(Priors.open(self.cache, images_dir=self.images).failures),
+            counted=priors.counted(),
+            failed_samples=len(priors.failures),
             bytes_per_object=round(plan.priors_bytes / max(1, plan.objects), 1),
             bytes_per_image=round(plan.image_bytes / max(1, len(plan.image_rows)), 1),
             padding_objects=plan.padding,
@@ -92,7 +94,8 @@ class Record:
         """One line for the terminal, and where failures are listed."""
         v = self.values
         line = (
-            f"extract: {news}{v['objects']} objects of {v['samples']} samples, {v['failed_samples']} samples failed; "
+            f"extract: {news}{v['objects']} {v.get('counted', 'objects')} of {v['samples']} samples, "
+            f"{v['failed_samples']} samples failed; "
             f"{v['bytes_per_object']:,.0f} bytes/object (+ {v['bytes_per_image']:,.0f} per image); "
             f"{v['seconds']['total']:.1f} s ({v['objects_per_s']} objects/s); result: {self.path}"
         )

@@ -37,9 +37,9 @@ def second_cache(args: Ablate, priors: Priors) -> str:
     planned = _planned(args, priors, merge, str(cache))
     meta, objects = priors.store.meta, priors.objects()
     print(
-        f"merge_{merge} needs a second extraction: {len(priors):,} samples ({objects:,} objects) through {planned.lmm}"
-        f", {meta.units * meta.unit_bytes / 1e9:.3f} GB of priors into {cache}; SAM's embeddings are used again"
-        f"{_first_took(priors)}; --no-merge leaves it out",
+        f"merge_{merge} needs a second extraction: {len(priors):,} samples ({objects:,} {priors.counted()}) through "
+        f"{planned.lmm}, {meta.units * meta.unit_bytes / 1e9:.3f} GB of priors into {cache}; SAM's embeddings are "
+        f"used again{_first_took(priors)}; --no-merge leaves it out",
         flush=True,
     )
     extract.run(planned)

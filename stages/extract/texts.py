@@ -137,14 +137,29 @@ class Texts:
         except ValueError as refusal:
             self._refused[size] = takes_no_image(size, refusal)
             return self._refused[size]
-        reply, context = sample.reply, self.text.context
-        # one that was cut off would have had another token at least
-        if reply and context and len(prompt.ids) + len(reply.ids) + (not reply.finished) > context:
-            return (
-                f"the LMM's answer to {sample.prompt!r} does not end within its context of {context} tokens: give a "
-                "smaller --max-answer-tokens, or leave the sample out"
-            )
+        if error := self._too_long(sample, len(prompt.ids) + len(answer.ids)):
+            return error
         return answer, tokens, prompt
+
+    def _too_long(self, sample: Sample, length: int) -> str | None:
+        """Why so many tokens, prompt and answer, are more than the LMM's context has."""
+        reply, context = sample.reply, self.text.context
+        if context is None:
+            return None
+        if reply is None:
+            if length <= context:
+                return None
+            return (
+                f"the image, the prompt and the text of sample {sample.sample_id} are {length} tokens, and the LMM's "
+                f"context has {context}: shorten the text, or leave the sample out"
+            )
+        # one that was cut off would have had another token at least
+        if length + (not reply.finished) <= context:
+            return None
+        return (
+            f"the LMM's answer to {sample.prompt!r} does not end within its context of {context} tokens: give a "
+            "smaller --max-answer-tokens, or leave the sample out"
+        )
 
 
 def takes_no_image(size: tuple[int, int], error: ValueError) -> str:

@@ -29,6 +29,11 @@ def spread(priors: Priors, split: str, most: int) -> list[int]:
     searched = priors.samples.searched()
     indices = [i for i in priors.samples.where(split=[split]) if not (i in priors.failures or searched[i])]
     if not indices:
+        if any(searched[i] for i in priors.samples.where(split=[split])):
+            raise PipelineError(
+                f"{priors.store.name}: the samples of the split {split} are the LMM's own captions, searched for "
+                f"phrases; no mask belongs to a map of theirs. Choose another split (it has {splits_of(priors)})"
+            )
         raise PipelineError(f"{priors.store.name} has no sample of the split {split} (it has {splits_of(priors)})")
     count = min(len(indices), most)
     return [indices[number * len(indices) // count] for number in range(count)]

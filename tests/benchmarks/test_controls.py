@@ -39,6 +39,9 @@ def test_swapped_attention_is_that_of_an_object_with_another_mask(priors: Priors
     for index, sample in enumerate(priors.samples):
         changed, item = Changed(priors, "swap").read(index), priors.read(index)
         assert changed is not None and item is not None
+        if priors.samples.searched()[index]:
+            assert changed is item
+            continue
         masks = [o.mask["counts"] for o in sample.objects]
         for k, maps in enumerate(changed.attention):
             sources = [j for j, other in enumerate(item.attention) if np.array_equal(maps, other)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,23 @@ def test_a_run_again_asks_nothing_and_a_plan_without_answers_is_not_answered(
     assert not Priors.open(tmp_path / "cache").failures
 
 
+def test_a_cache_without_its_file_of_answers_is_resumed_with_those_of_its_manifest(
+    root: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    before = tree(copy)
+    monkeypatch.setattr(running, "_ask", None)  # it would be called
+    (copy / "rows.parquet").unlink()
+    cli(*command(root, copy))
+    out = capsys.readouterr().out
+    assert f"tokens: {copy / 'manifest.parquet'}\n" in out and " objects and words of replies of 24 samples, 0 " in out
+    assert tree(copy) == before and not (tmp_path / "copy.answers.parquet").exists()
+    cli(*command(root, copy, "--max-answer-tokens", "41"), expect=2)
+    error = capsys.readouterr().err
+    assert f"{copy / 'manifest.parquet'} holds answers of other settings: generation.max_tokens: cache has 40" in error
+
+
 def test_a_dry_run_says_how_many_are_answered(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli(*command(root, tmp_path / "cache", "--dry-run"))
     shown = capsys.readouterr().out
@@ -212,9 +230,13 @@ def test_words_of_replies_are_no_objects_to_train_or_rank_by(
     assert split_indices(priors, "train") == [i for i, s in enumerate(samples) if s.split == "train"]
     assert split_indices(priors, "val") == []
     assert spread(priors, "test", 99) == [i for i, s in enumerate(samples) if s.split == "test"]
-    with pytest.raises(PipelineError, match="no sample of the split val"):
+    with pytest.raises(
+        PipelineError, match=r"split val are the LMM's own captions.* no mask .*it has test, val, train"
+    ):
         spread(priors, "val", 99)
-    with pytest.raises(PipelineError, match="no sample of the split val"):
+    with pytest.raises(PipelineError, match="no sample of the split nowhere"):
+        spread(priors, "nowhere", 99)
+    with pytest.raises(PipelineError, match="split val are the LMM's own captions"):
         rank_maps(priors, "val")
     assert rank_maps(priors, "test").objects == 8
     chosen = spread(priors, "test", 99)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cache.priors import Priors
+from manifests.build import build
 from manifests.errors import DatasetError
 from stages.evaluate.results import ObjectTable
 from stages.evaluate.scoring import held_out
@@ -145,3 +147,18 @@ def test_users_own_photos_and_masks(small_head: Path, tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert {row["items"] for row in metrics["results"] if (row["protocol"], row["group"]) == ("png", "all")} == {1}
     assert (tmp_path / "out" / "sheet.png").stat().st_size > 10_000
+
+
+def test_a_failed_caption_of_the_lmm_is_a_miss_of_gcg_alone(data_root: Path, small_head: Path, tmp_path: Path) -> None:
+    """Its image is gone before it could be asked; what its protocol misses no other one counts."""
+    root, cache = tmp_path / "data", tmp_path / "cache"
+    shutil.copytree(data_root, root)
+    samples = build("scenes-gcg", root)
+    (root / samples[0].image_path).unlink()
+    cli("extract", "--dataset", "scenes-gcg", "--data-root", root, "--cache", cache, "--local")
+    assert Priors.open(cache).samples.searched().all()
+    cli("evaluate", "--cache", cache, "--head", small_head, "--out", tmp_path / "out", "--no-captions")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {row["protocol"] for row in metrics["results"]} == {"gcg", "gcg-strict"}
+    failed = {row["failed"] for row in metrics["results"] if row["items"] == len(samples)}
+    assert failed == {1} and list(metrics["failures"]) == [samples[0].sample_id]

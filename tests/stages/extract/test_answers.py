@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from cache.places import Place, place_of
 from manifests.errors import CacheError, IdentityMismatch
+from manifests.manifest import Samples, write_manifest
 from manifests.schema import Reply, Sample
 from stages.extract.answer_units import BATCH, AnswerWorker
-from stages.extract.answers import ENDING, Answers, identity_of, is_question
+from stages.extract.answers import ENDING, NOTHING, Answers, identity_of, is_question
 from stages.extract.images import open_image
 from stages.extract.lmm import FrozenLMM
 from stages.extract.plan import Images, plan_images
@@ -72,7 +74,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 def test_who_is_asked(samples: list[Sample]) -> None:
     assert [is_question(s) for s in samples[:3]] == [True, True, False]
     assert is_question(replace(samples[0], split="train"))  # a question has no text to be forced
-    assert not is_question(replace(samples[1], error="broken"))
+    assert is_question(replace(samples[1], error="broken"))  # but can not be asked: a miss of its own protocol
     reply = Reply(ids=(9,), words=(0,), text="a", finished=True)
     assert not is_question(replace(samples[0], reply=reply))
     assert not any(is_question(replace(samples[1], task=task)) for task in ("referring", "narrative"))
@@ -158,24 +160,53 @@ def test_other_questions_are_asked_anew_and_other_settings_refused(
         missing(samples)
 
 
+def test_answers_to_other_questions_stay_in_the_file(
+    root: Path, samples: list[Sample], reports: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    place, images = place_of(tmp_path / "cache"), hashed(samples, root)
+    whole = Answers(place, samples, images)
+    whole.load(IDENTITY, overwrite=False)
+    for report in reports:
+        whole.add(report)
+    whole.save()
+    changed = [replace(samples[0], prompt="What ?"), *samples[1:12]]  # another --limit, and a unit with a new question
+    few = Answers(place, changed, images)
+    few.load(IDENTITY, overwrite=False)
+    (unit,) = few.missing()
+    few.save()  # killed
+    few.add(worker(root, place).run(unit))
+    few.save()
+    for asked in (changed, samples):
+        again = Answers(place, asked, images)
+        again.load(IDENTITY, overwrite=False)
+        assert not again.missing()
+    table = pq.read_table(tmp_path / "cache.answers.parquet")
+    assert len(table) == 21 == len({tuple(row.values()) for row in table.select(["sample_id", "prompt"]).to_pylist()})
+
+
 def test_what_can_not_be_asked_has_a_reason(root: Path, tmp_path: Path) -> None:
     samples = questions(tmp_path, 5)
     (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:300])
     (tmp_path / "4.png").unlink()
+    samples[1] = replace(samples[1], error="the mask file is broken")
     samples[3] = replace(samples[3], prompt="long " * 900)
     place, images = place_of(tmp_path / "cache"), hashed(samples, tmp_path)
     answers = Answers(place, samples, images)
     answers.load(IDENTITY, overwrite=False)
-    assert answers.count == 3 < BATCH
+    assert answers.wanted and answers.count == 2 < BATCH
     answers.add(worker(tmp_path, place).run(answers.units[0]))
     given = answers.given_to(samples)
     texts = Texts(LMMProcessor(TINY), TINY.grid, images.row_of, images.missing)
     for sample in given:
         texts.add(sample)
-    assert given[1].reply is not None and texts.errors[1] is None and texts.errors[2] is None
+    assert [sample.reply for sample in given] == [NOTHING, NOTHING, None, NOTHING, NOTHING]
+    assert texts.errors[1] == "the mask file is broken" and texts.errors[2] is None
     assert "0.png can not be decoded" in (texts.errors[0] or "")
     assert "the LMM's context has 1024: ask a shorter one" in (texts.errors[3] or "")
     assert "4.png is missing" in (texts.errors[4] or "")
+    write_manifest(tmp_path / "manifest.parquet", given, {})
+    searched = Samples(tmp_path / "manifest.parquet").searched()
+    assert searched.tolist() == [False, True, False, False, True]
 
 
 def planned(sample: Sample, context: int | None = None) -> Texts:
@@ -211,7 +242,22 @@ def test_an_answer_that_fills_the_context_fails(samples: list[Sample]) -> None:
         assert fits or "does not end within its context" in (error or "")
 
 
+def test_a_text_that_is_longer_than_the_context_fails(samples: list[Sample]) -> None:
+    processor, sample = LMMProcessor(TINY), samples[2]
+    length = len(processor.prompt(sample.prompt, (96, 96)).ids) + len(processor.answer(sample).ids)
+    assert planned(sample, length).errors == [None]
+    assert planned(sample, length - 1).errors == [
+        f"the image, the prompt and the text of sample sample-2 are {length} tokens, and the LMM's context has "
+        f"{length - 1}: shorten the text, or leave the sample out"
+    ]
+
+
 def test_supposed_answers_are_the_longest_possible(root: Path, samples: list[Sample]) -> None:
-    supposed = Answers(place_of(root / "none"), samples, hashed(samples, root)).supposed(samples, 50)
-    assert [s.slots for s in supposed[:2]] == [1, 50]
-    assert supposed[2] == samples[2]
+    answers, processor = Answers(place_of(root / "none"), samples, hashed(samples, root)), LMMProcessor(TINY)
+    for text in (processor, WordCount(TINY)):
+        supposed = answers.supposed(samples, 50, text)
+        assert [s.slots for s in supposed[:2]] == [1, 50]
+        assert supposed[2] == samples[2]
+    room = 1024 - len(processor.prompt(samples[1].prompt, (96, 96)).ids)
+    longest = answers.supposed(samples, 1000, processor)[1]
+    assert longest.slots == room < 1000 and planned(longest).errors == [None]
