@@ -73,7 +73,7 @@ def test_neither_the_lmm_nor_an_image_is_opened(
         k: sum(p.stat().st_size for p in cache.glob(f"{k}/**/c.*")) for k in ("priors.zarr", "images/images.zarr")
     }
     priors = Priors.open(cache)
-    objects, images = sum(len(s.objects) for s in priors.samples), len(set(priors.rows.numbers("image").tolist()))
+    objects, images = sum(s.slots for s in priors.samples), len(set(priors.rows.numbers("image").tolist()))
     assert record["bytes_per_object"] == pytest.approx(stored["priors.zarr"] / objects, abs=1)
     assert record["bytes_per_image"] == pytest.approx(stored["images/images.zarr"] / images, abs=1)
     assert record["failed_samples"] == {"train": 0, "val": 0}
@@ -134,7 +134,7 @@ def test_a_cache_with_nothing_to_train_on_is_refused(small_cache: Path, small_he
         train(head, priors, TrainConfig())
     write_manifest(tmp_path / "others", (s for s in priors.samples if s.split != "train"), {})
     priors.samples = Samples(tmp_path / "others")
-    with pytest.raises(DatasetError, match=r"no sample of the split 'train' \(its splits: val, testA, testB\)"):
+    with pytest.raises(DatasetError, match=r"no sample of the split 'train' \(its splits: val, testA, testB, test\)"):
         train(head, priors, TrainConfig())
 
 
