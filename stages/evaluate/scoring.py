@@ -1,12 +1,12 @@
 """A head on cached priors, batch by batch: what its masks and chosen words are worth, as a few numbers each.
 
-`score` is all of evaluation that needs the head; protocols make tables of what it yields.
+`run_head` is all of evaluation that needs the head; protocols make tables of what it found.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -75,26 +75,14 @@ def run_head(
     batch_size: int = 8,
     device: str = "cpu",
     lam: float = LAMBDA,
-    on_batch: Callable[[int], None] = lambda _: None,
 ) -> Outcome:
-    """All that `score` yields, together, and the seconds it took. on_batch is told each batch's number of samples."""
-    outcome, start = Outcome(), time.perf_counter()
-    for count, scored in score(head, priors, indices, batch_size=batch_size, device=device, lam=lam):
-        outcome.add(scored)
-        on_batch(count)
-    outcome.seconds = time.perf_counter() - start
-    return outcome
-
-
-def score(
-    head: Head, priors: PriorsLike, indices: Sequence[int], *, batch_size: int, device: str, lam: float
-) -> Iterator[tuple[int, Outcome]]:
-    """(number of samples, what the head did on them), a batch at a time, in order.
+    """What the head did on the samples: those with given texts in order, then the LMM's own captions.
 
     Masks of all objects at the images' own sizes against the truth; the selector's score of every word; of the LMM's
     own captions the phrases that the selector chooses with threshold `lam`, and their masks. Objects of samples that
     failed in extraction are misses.
     """
+    outcome, start = Outcome(), time.perf_counter()
     head.to(device).eval()
     searched = [index for index in indices if _is_search(priors.samples[index])]
     among = set(searched)
@@ -102,16 +90,16 @@ def score(
     batches = [given[first : first + batch_size] for first in range(0, len(given), batch_size)]
     jobs = [partial(read_batch, priors, group, head, device) for group in batches]
     for group, batch in zip(batches, prefetch(jobs), strict=True):
-        scored = _scored(head, priors, group, batch, device)
+        outcome.add(_scored(head, priors, group, batch, device))
         known = set(batch.indices) if batch else set()
-        scored.failures = _failures(priors, [index for index in group if index not in known])
-        yield len(group), scored
+        outcome.failures |= _failures(priors, [index for index in group if index not in known])
     # one at a time: every word of a caption has the maps of an object
     items = prefetch([partial(priors.read, index) for index in searched], depth=1)
     for index, item in zip(searched, items, strict=True):
-        scored = _searched(head, priors, index, item, device, lam)
-        scored.failures = _failures(priors, [index] if item is None else [])
-        yield 1, scored
+        outcome.add(_searched(head, priors, index, item, device, lam))
+        outcome.failures |= _failures(priors, [index] if item is None else [])
+    outcome.seconds = time.perf_counter() - start
+    return outcome
 
 
 def _failures(priors: PriorsLike, failed: Sequence[int]) -> dict[str, str]:

@@ -20,7 +20,6 @@ from stages.evaluate.baselines import normal
 from stages.extract.checkpoint import file_sha256, first_line, local_folder, weights_identity
 
 TOKEN_F1: Final = "token_f1"
-PUBLISHED: Final = "google-bert/bert-base-uncased"
 MAX_TOKENS: Final = 512
 ARTICLES: Final = ("a", "an", "the")
 BATCH: Final = 64

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from cache.priors import Priors
-from stages.evaluate.scoring import Outcome, score
+from stages.evaluate.scoring import run_head
 from stages.train_head.heads import head_class
 from stages.train_head.heads.checkpoint import load_head
 
@@ -67,14 +67,13 @@ class EvaluationWorker:
 
     def run(self, unit: WorkUnit) -> dict[str, Any]:
         """{"unit": its number, "outcome": what the head did}."""
-        config, outcome = self.config, Outcome()
-        for _, scored in score(
+        config = self.config
+        outcome = run_head(
             self.head,
             self.priors,
             unit.indices,
             batch_size=config.batch_size,
             device=config.device,
             lam=config.lam,
-        ):
-            outcome.add(scored)
+        )
         return {"unit": unit.number, "outcome": outcome}

@@ -102,7 +102,7 @@ def test_a_head_without_a_refiner_and_images_that_are_gone(
 def test_a_foreign_out_folder_is_refused_and_stays_as_it_is(
     small_cache: Path, small_head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
-    monkeypatch.setattr("stages.evaluate.worker.score", None)  # refused before the work
+    monkeypatch.setattr("stages.evaluate.worker.run_head", None)  # refused before the work
     (tmp_path / "metrics.json").write_text('{"schema": 2, "accuracy": 1}')
     (tmp_path / "sheet.png").write_text("mine")
     before = tree(tmp_path)
