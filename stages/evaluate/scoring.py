@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cache.priors import SamplePriors, merged
 from manifests.errors import DatasetError, ModelError
@@ -119,7 +120,7 @@ def _scored(head: Head, priors: PriorsLike, group: Sequence[int], batch: Batch |
         inputs = batch.inputs.to(device)
         output = run(head, inputs)
         places = {index: place for place, index in enumerate(batch.indices)}
-        words = _word_scores(output, batch, priors)
+        words = _word_scores(output.keyword, batch, priors)
     for index in group:
         sample = priors.samples[index]
         if index not in places:
@@ -138,17 +139,20 @@ def run(head: Head, inputs: HeadBatch) -> HeadOutput:
     """The head's logits. Raises ModelError where they are no numbers: they would be masks without pixels in silence."""
     output = head(inputs)
     for name in ("coarse", "refined", "keyword"):
-        logits = getattr(output, name)
-        if logits is not None and not bool(torch.isfinite(logits).all()):
-            raise ModelError(f"the head's {name} logits are not finite: its weights are broken, train it again")
+        _require_finite(name, getattr(output, name))
     return output
 
 
-def _word_scores(output: HeadOutput, batch: Batch, priors: PriorsLike) -> dict[int, np.ndarray] | None:
+def _require_finite(name: str, logits: Tensor | None) -> None:
+    if logits is not None and not bool(torch.isfinite(logits).all()):
+        raise ModelError(f"the head's {name} logits are not finite: its weights are broken, train it again")
+
+
+def _word_scores(keyword: Tensor | None, batch: Batch, priors: PriorsLike) -> dict[int, np.ndarray] | None:
     """float32 [words] of every caption of a batch, by sample; None: the head says nothing about words."""
-    if output.keyword is None:
+    if keyword is None:
         return None
-    scores, used, found = output.keyword.sigmoid().cpu().numpy(), 0, {}
+    scores, used, found = keyword.sigmoid().cpu().numpy(), 0, {}
     for index, item in zip(batch.indices, batch.items, strict=True):
         sample = priors.samples[index]
         if sample.task not in CAPTIONS:
@@ -210,14 +214,14 @@ def _searched(
     result = GcgResult(
         **_told(sample),
         caption=sample.reply.text if sample.reply else "",
-        phrases=tuple(_spoken([words[k] for k in phrase]) for phrase in phrases),
+        phrases=tuple(spoken([words[k] for k in phrase]) for phrase in phrases),
         scores=scores,
         ious=pair_ious(masks, np.stack([decode(item.mask) for item in sample.objects])),
     )
     return Outcome(conversations=[result])
 
 
-def _spoken(words: Sequence[str]) -> str:
+def spoken(words: Sequence[str]) -> str:
     """A phrase without the punctuation around it, as the truth's phrases are."""
     text = " ".join(words)
     return text.strip(" .,;:!?\"'()") or text
@@ -238,18 +242,27 @@ def _told(sample: Sample) -> dict[str, Any]:
 def choose_phrases(
     head: Head, priors: PriorsLike, index: int, item: SamplePriors, device: str, lam: float
 ) -> tuple[list[list[int]], np.ndarray] | None:
-    """The phrases of a sample's reply (the words of each), and float [phrases] scores; None without a selector.
+    """The phrases of a sample's reply (the words of each), and float [phrases] scores; None without a selector."""
+    words = score_words(head, priors, index, item, device)
+    return None if words is None else phrases_above(words, lam)
 
-    A phrase is a run of words with scores above `lam`; its score is their mean.
-    """
+
+@torch.no_grad()
+def score_words(head: Head, priors: PriorsLike, index: int, item: SamplePriors, device: str) -> np.ndarray | None:
+    """float32 [words]: the selector's score of every word of a sample's reply; None without a selector."""
     # the selector looks at the states of the whole answer; of the objects one will do, nobody wants its mask
     one = merged(item, [[0]], _merge(priors))
     batch = batch_of(priors, [(index, one)], head, device)
-    words = _word_scores(run(head, batch.inputs.to(device)), batch, priors)
-    if words is None:
-        return None
-    phrases = runs_of(choose(words[index], lam))
-    return phrases, np.array([words[index][phrase].mean() for phrase in phrases])
+    keyword = head.keywords(batch.inputs.to(device))
+    _require_finite("keyword", keyword)
+    words = _word_scores(keyword, batch, priors)
+    return None if words is None else words[index]
+
+
+def phrases_above(words: np.ndarray, lam: float) -> tuple[list[list[int]], np.ndarray]:
+    """Runs of words with scores (float [words]) above `lam`: the words of each run, and float [runs] mean scores."""
+    phrases = runs_of(choose(words, lam))
+    return phrases, np.array([words[phrase].mean() for phrase in phrases])
 
 
 def runs_of(labels: np.ndarray) -> list[list[int]]:

@@ -36,6 +36,31 @@ LIBRARIES: Final = ("torch", "transformers", "zarr", "segment-anything", "pillow
 Progress = Callable[[Iterable[str]], Iterable[str]]
 
 
+def priors_identity(lmm: dict[str, Any], merge: Merge, images: dict[str, Any]) -> dict[str, Any]:
+    """What makes attention priors what they are. images: identity of the embeddings, and which they are."""
+    return {"algorithm": ALGORITHM, "lmm": lmm, "merge": merge, "images": images}
+
+
+def lmm_identity(lmm: LMMPreset, dtype: str, files: dict[str, str]) -> dict[str, Any]:
+    """The LMM's share of it. files: `files_of` the LMM."""
+    return lmm.identity() | {"dtype": dtype, "files": files}
+
+
+def files_of(lmm: LMMPreset) -> dict[str, str]:
+    """sha256 (hex) of the LMM's files, which are downloaded if they are not on this machine."""
+    code = lmm.trust_remote_code
+    return weights_identity(local_folder(lmm.source, weights=True, code=code), code=code)
+
+
+def sam_identity(sam: str, checkpoint: Path | None) -> dict[str, Any]:
+    """What makes SAM embeddings what they are. sam, checkpoint: as `load_sam` takes them."""
+    weights = file_sha256(checkpoint_of(sam, checkpoint))
+    return {
+        "algorithm": ALGORITHM,
+        "sam": asdict(sam_config(sam)) | {"name": sam, "weights": weights, "dtype": "float32"},
+    }
+
+
 @dataclass(kw_only=True, slots=True)
 class Extraction:
     """What is run with what, and where it goes."""
@@ -123,27 +148,16 @@ class Extraction:
 
     def image_identity(self) -> dict[str, Any]:
         """What makes SAM embeddings what they are."""
-        weights = checkpoint_of(self.sam, self.sam_checkpoint)
-        return {
-            "algorithm": ALGORITHM,
-            "sam": asdict(sam_config(self.sam))
-            | {"name": self.sam, "weights": file_sha256(weights), "dtype": "float32"},
-        }
+        return sam_identity(self.sam, self.sam_checkpoint)
 
     def identity(self, images: Store) -> dict[str, Any]:
         """What makes attention priors what they are, besides the manifest and the plan."""
-        return {
-            "algorithm": ALGORITHM,
-            "lmm": self._lmm_identity(),
-            "merge": self.merge,
-            "images": images.reference(),
-        }
+        return priors_identity(self._lmm_identity(), self.merge, images.reference())
 
     def _lmm_identity(self) -> dict[str, Any]:
         if not self._lmm_files:
-            code = self.lmm.trust_remote_code
-            self._lmm_files = weights_identity(local_folder(self.lmm.source, weights=True, code=code), code=code)
-        return self.lmm.identity() | {"dtype": self.dtype, "files": self._lmm_files}
+            self._lmm_files = files_of(self.lmm)
+        return lmm_identity(self.lmm, self.dtype, self._lmm_files)
 
     @contextmanager
     def writing(self, plan: Plan, *, overwrite: bool = False) -> Iterator[tuple[Store, Store]]:

@@ -71,7 +71,7 @@ class FusionHead(Head):
         found = self.decoder(batch, words.sum(1) / counts.clamp(min=1)[:, None])  # their mean; 0 without any
         coarse = self.mask(found)[:, 0].float()
         refined = self.refiner.refine(coarse, batch, (counts, words), self._dense(found, batch))
-        return HeadOutput(coarse=coarse, refined=refined, keyword=self.selector(batch.answer_hidden))
+        return HeadOutput(coarse=coarse, refined=refined, keyword=self.keywords(batch))
 
     def _dense(self, found: Tensor, batch: HeadBatch) -> Tensor | None:
         """Features [K, W, S, S] over the LMM's square -> dense prompts [K, Ce, e, e] over SAM's."""
@@ -79,6 +79,9 @@ class FusionHead(Head):
             return None
         moved = move(found, batch.sample_of_object, batch.lmm_boxes, batch.sam_boxes, self.config.sam.grid)
         return self.features(moved)
+
+    def keywords(self, batch: HeadBatch) -> Tensor:
+        return self.selector(batch.answer_hidden)
 
     def coarse_size(self, grid: int) -> int:
         return max(grid, self.config.input_size)

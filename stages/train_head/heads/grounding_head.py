@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from segment_anything.modeling import Sam
+from torch import Tensor
 
 from stages.extract.sam import SAM_PRESETS, SamConfig
 from stages.train_head.heads.base import Head, HeadBatch, HeadOutput, PriorShape
@@ -71,7 +72,10 @@ class GroundingHead(Head):
             )
         coarse = self.mask_head(batch.attention)
         refined = self.refiner(coarse, batch) if self.refiner is not None else None
-        return HeadOutput(coarse=coarse, refined=refined, keyword=self.selector(batch.answer_hidden))
+        return HeadOutput(coarse=coarse, refined=refined, keyword=self.keywords(batch))
+
+    def keywords(self, batch: HeadBatch) -> Tensor:
+        return self.selector(batch.answer_hidden)
 
     def coarse_size(self, grid: int) -> int:
         return max(grid, self.config.input_size)

@@ -50,12 +50,15 @@ class LinearHead(Head):
         logits = self.maps(normalise(batch.attention) * (height * width))
         # Resizing and weighting are linear: in this order one map is resized instead of all.
         coarse = resize_longer(logits, self.config.input_size)[:, 0].float()
-        return HeadOutput(coarse=coarse, keyword=self.selector(batch.answer_hidden))
+        return HeadOutput(coarse=coarse, keyword=self.keywords(batch))
 
     @torch.no_grad()
     def weights_by_map(self) -> Tensor:
         """float32 [C]: of each attention map its weight, logits per multiple of the map's mean."""
         return self.maps.weight.flatten().clone()
+
+    def keywords(self, batch: HeadBatch) -> Tensor:
+        return self.selector(batch.answer_hidden)
 
     def coarse_size(self, grid: int) -> int:
         return max(grid, self.config.input_size)

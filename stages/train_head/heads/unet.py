@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from stages.train_head.heads.base import Head, HeadBatch, HeadOutput, PriorShape
 from stages.train_head.heads.keyword_selector import KeywordSelector
 from stages.train_head.heads.mask_decoder import MULTIPLE, UNetMaskDecoder
@@ -41,7 +43,10 @@ class UNetHead(Head):
 
     def forward(self, batch: HeadBatch) -> HeadOutput:
         """`batch.attention`: on a square grid."""
-        return HeadOutput(coarse=self.mask_head(batch.attention), keyword=self.selector(batch.answer_hidden))
+        return HeadOutput(coarse=self.mask_head(batch.attention), keyword=self.keywords(batch))
+
+    def keywords(self, batch: HeadBatch) -> Tensor:
+        return self.selector(batch.answer_hidden)
 
     def coarse_size(self, grid: int) -> int:
         return max(grid, self.config.input_size)
