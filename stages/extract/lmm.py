@@ -123,7 +123,7 @@ class FrozenLMM:
         inputs, rows = self.processor.collate(batch, length)
         return self.on_device(inputs), rows
 
-    def run(self, batch: Sequence[LMMInput], length: int | None = None) -> Captured:
+    def run(self, batch: Sequence[LMMInput], length: int | None = None, past: Any = None) -> Captured:
         """One forward pass over a batch; see `Captured` for shapes. `length`: the plan's padded length."""
         inputs, rows = self.collate(batch, length or max(s.length for s in batch))
         return self.capture.run(inputs, rows)
@@ -153,6 +153,17 @@ class FrozenLMM:
             half = len(asked) // 2
             return self.reply(asked[:half], max_new_tokens) + self.reply(asked[half:], max_new_tokens)
         return [reply_of(self.processor.tokenizer, ids, self.ends) for ids in said]
+
+    def speak(
+        self, asked: Asked, max_new_tokens: int = 256, *, own_settings: bool = False, seed: int = 0, on_text: Any = None
+    ) -> Any:
+        """INTERIM"""
+        from types import SimpleNamespace
+
+        (reply,) = self.reply([asked], max_new_tokens)
+        if on_text:
+            on_text(reply.text)
+        return SimpleNamespace(reply=reply, past=None)
 
     @torch.no_grad()
     def generate(self, asked: Sequence[Asked], max_new_tokens: int) -> list[list[int]]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 FILES: Final = ("README.md", "config.json", "metrics.json", "model.safetensors", "training.json")
 """All that a repository of a head may hold for us; nested files are not among them."""
 SCHEME: Final = "hf://"
+EMBEDDED: Final = Path(__file__).parent / "tiny"
+"""The head that `make demo` trains for the embedded LMM."""
 
 
 class OnHub(ModelHubMixin):
@@ -82,7 +84,8 @@ class OnHub(ModelHubMixin):
 
 
 def fetch_head(where: str) -> Path:
-    """The folder of a head: `where` itself, or the downloaded files of hf://user/name[@revision].
+    """The folder of a head: `where` itself, "tiny" (the embedded one), or the downloaded files of
+    hf://user/name[@revision].
 
     A bare user/name is never looked for on the Hub: it looks like a path, and a missing folder must not become
     somebody else's head. ModelError: no such folder, or the Hub does not give it.
@@ -90,6 +93,8 @@ def fetch_head(where: str) -> Path:
     if where.startswith(SCHEME):
         repo, _, revision = where.removeprefix(SCHEME).partition("@")
         return _downloaded(repo, revision or None)
+    if where == "tiny":
+        return EMBEDDED
     if not Path(where).is_dir():
         raise ModelError(f"no head in {where}: there is no such folder; a head of the Hub is {SCHEME}user/name")
     return Path(where)
