@@ -57,21 +57,26 @@ class _Index:
     """[B, P]: positions, and `is_column` bool [B, P], where there are that many."""
     is_column: Tensor
     sample: Tensor
-    """[T], like `slot` and `position`: where the object tokens are, rows[sample, slot] = position."""
+    """[T], like `slot` and `position`: where the object tokens are, rows[sample, slot] = position (after a past: minus
+    its length)."""
     slot: Tensor
     position: Tensor
     token: Tensor
     """[K, W]: the tokens of every object, numbers in [0, T), and `is_token` bool [K, W], where there are that many."""
     is_token: Tensor
     answer_sample: Tensor
-    """[answer tokens], like `answer_position`: where every answer token is."""
+    """[answer tokens], like `answer_position`: where every answer token is, counted as `position`."""
     answer_position: Tensor
 
 
 class RowsPass:
-    """What one forward pass is asked for, and the maps that its layers fill in, each on its layer's device."""
+    """What one forward pass is asked for, and the maps that its layers fill in, each on its layer's device.
 
-    def __init__(self, samples: Sequence[WordRows], merge: Merge):
+    start: position of the pass's first token; the keys of those before it come from a cache. Rows and answers are of
+    tokens from there on, columns of any.
+    """
+
+    def __init__(self, samples: Sequence[WordRows], merge: Merge, start: int = 0):
         rows, is_row = _padded([[p for positions in s.objects for p in positions] for s in samples])
         columns, is_column = _padded([list(s.columns) for s in samples])
         sample, slot = is_row.nonzero(as_tuple=True)
@@ -80,12 +85,12 @@ class RowsPass:
         token, is_token = _padded([list(range(first, first + n)) for first, n in zip(firsts, sizes, strict=True)])
         answer, is_answer = _padded([list(s.answer) for s in samples])
         answer_sample, answer_slot = is_answer.nonzero(as_tuple=True)
-        self.merge = merge
+        self.merge, self.start = merge, start
         self.first_row = min((p for s in samples for positions in s.objects for p in positions), default=0)
         self._host = {
             "rows": rows, "columns": columns, "is_column": is_column, "sample": sample, "slot": slot,
-            "position": rows[sample, slot], "token": token, "is_token": is_token, "answer_sample": answer_sample,
-            "answer_position": answer[answer_sample, answer_slot],
+            "position": rows[sample, slot] - start, "token": token, "is_token": is_token,
+            "answer_sample": answer_sample, "answer_position": answer[answer_sample, answer_slot] - start,
         }  # fmt: skip
         self._on: dict[torch.device, _Index] = {}
         self.maps: dict[int, Tensor] = {}
@@ -205,12 +210,17 @@ def _forward(
 
 
 def _require_rows(module: nn.Module, query: Tensor, key: Tensor) -> None:
-    """The rows that are wanted must be among the queries, and the keys be those of the whole input."""
-    first = key.shape[2] - query.shape[2]
-    if first == 0 or module not in ACTIVE:
+    """The rows that are wanted must be among the queries, and the keys be those of the whole input.
+
+    More or fewer keys than that before the first query: a cache that nobody spoke of, or one that lost keys.
+    """
+    if module not in ACTIVE:
+        return
+    first, run = key.shape[2] - query.shape[2], ACTIVE[module][1]
+    if first == run.start:
         return
     # where later layers share their keys with earlier ones (Gemma 4), `generate` gives them a prompt's last token only
-    if not getattr(module, "is_kv_shared_layer", False) or not 0 < first <= ACTIVE[module][1].first_row:
+    if not getattr(module, "is_kv_shared_layer", False) or not run.start < first <= run.first_row:
         raise ModelError(f"{type(module).__name__} attends to a cache or to other states: its rows can not be captured")
 
 
@@ -222,7 +232,7 @@ def _eager(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: T
         raise ModelError(f"{type(module).__name__} has no eager attention of its own: its rows can not be captured")
     count, first = query.shape[2], key.shape[2] - query.shape[2]
     if mask is None:  # SDPA's causal flag
-        mask = torch.ones(count, count, dtype=torch.bool, device=query.device).tril_()[None, None]
+        mask = torch.ones(count, first + count, dtype=torch.bool, device=query.device).tril_(first)[None, None]
     if mask.dtype == torch.bool:  # eager adds its mask to the scores
         zero = torch.zeros((), dtype=query.dtype, device=query.device)
         mask = zero.masked_fill(~mask, torch.finfo(query.dtype).min)

@@ -18,6 +18,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from manifests.errors import ModelError
 from stages.extract.attention import ACTIVE, EAGER, IMPLEMENTATION, Merge, RowsPass, WordRows, capture_beside
+from stages.extract.past import Past
 from stages.extract.repair import repaired
 
 
@@ -107,9 +108,13 @@ class AttentionCapture:
         return found[0] if found else None
 
     @torch.no_grad()
-    def run(self, inputs: dict[str, Tensor], samples: Sequence[WordRows]) -> Captured:
-        """One forward pass without logits. `inputs` as the model takes them, one `WordRows` per sample of the batch."""
-        run = RowsPass(samples, self.merge)
+    def run(self, inputs: dict[str, Tensor], samples: Sequence[WordRows], past: Past | None = None) -> Captured:
+        """One forward pass without logits. `inputs` as the model takes them, one `WordRows` per sample of the batch.
+
+        past: of the one sample's prompt; `inputs` are then what follows it, `samples` all the same of the whole input.
+        """
+        run = RowsPass(samples, self.merge, len(past.ids) if past else 0)
+        more = past.inputs(inputs["input_ids"].shape[1]) if past else {"use_cache": False}
         run.on(next(iter(inputs.values())).device)  # before the device has anything to do
         states: list[Tensor | None] = [None] * (len(self.layers) - 1)
 
@@ -124,7 +129,7 @@ class AttentionCapture:
         handles.append(self.decoder.register_forward_hook(lambda _module, _args, output: outputs.append(output)))
         try:
             with self._first_pass(run):
-                self._body(**inputs, use_cache=False)
+                self._body(**inputs, **more)
         finally:
             for handle in handles:
                 handle.remove()

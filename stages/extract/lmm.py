@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from manifests.schema import Reply
 from stages.extract.attention import Merge, WordRows
 from stages.extract.capture import AttentionCapture, Captured
 from stages.extract.checkpoint import first_line, local_folder, unloadable
+from stages.extract.past import Past, first_positions, past_of
 from stages.extract.presets import STORED, LMMPreset
 from stages.extract.processor import Asked, LMMInput, LMMProcessor
 from stages.extract.replies import reply_of
+from stages.extract.speech import Pieces, Spoken, seeded
 
 
 def require_attention(attention: str, dtype: str) -> None:
@@ -123,10 +126,22 @@ class FrozenLMM:
         inputs, rows = self.processor.collate(batch, length)
         return self.on_device(inputs), rows
 
-    def run(self, batch: Sequence[LMMInput], length: int | None = None, past: Any = None) -> Captured:
-        """One forward pass over a batch; see `Captured` for shapes. `length`: the plan's padded length."""
-        inputs, rows = self.collate(batch, length or max(s.length for s in batch))
-        return self.capture.run(inputs, rows)
+    def run(self, batch: Sequence[LMMInput], length: int | None = None, past: Past | None = None) -> Captured:
+        """One forward pass over a batch; see `Captured` for shapes. `length`: the plan's padded length.
+
+        past: what `speak` left of the prompt of a batch of one: neither its image nor its prompt is run again, and what
+        is captured is the same but for rounding. ModelError where it is of another prompt.
+        """
+        if past is None:
+            inputs, rows = self.collate(batch, length or max(s.length for s in batch))
+            return self.capture.run(inputs, rows)
+        (sample,) = batch
+        if tuple(sample.prompt.ids) != past.ids:
+            raise ModelError(
+                f"the past is of another prompt ({len(past.ids)} tokens) than the answer ({len(sample.prompt.ids)}): "
+                "run the answer without it"
+            )
+        return self.capture.run(self.on_device({"input_ids": torch.tensor([sample.answer_ids])}), [sample.rows], past)
 
     @property
     def ends(self) -> list[int]:
@@ -154,36 +169,91 @@ class FrozenLMM:
             return self.reply(asked[:half], max_new_tokens) + self.reply(asked[half:], max_new_tokens)
         return [reply_of(self.processor.tokenizer, ids, self.ends) for ids in said]
 
-    def speak(
-        self, asked: Asked, max_new_tokens: int = 256, *, own_settings: bool = False, seed: int = 0, on_text: Any = None
-    ) -> Any:
-        """INTERIM"""
-        from types import SimpleNamespace
-
-        (reply,) = self.reply([asked], max_new_tokens)
-        if on_text:
-            on_text(reply.text)
-        return SimpleNamespace(reply=reply, past=None)
-
-    @torch.no_grad()
     def generate(self, asked: Sequence[Asked], max_new_tokens: int) -> list[list[int]]:
         """The token ids of each answer, with the one that ends it and anything behind that."""
         inputs = self.on_device(self.processor.collate_prompts(asked))
         room = [self.processor.room(each.prompt, max_new_tokens) for each in asked]
-        own = self.model.generation_config
-        # what a given configuration leaves open would be taken from the model's: so it is put in the place of that one
-        self.model.generation_config = GenerationConfig(
+        output = self._generated(inputs, self._greedy(max(room)))
+        answers = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [ids[:most] for ids, most in zip(answers, room, strict=True)]
+
+    def speak(
+        self,
+        asked: Asked,
+        max_new_tokens: int = 256,
+        *,
+        own_settings: bool = False,
+        seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Spoken:
+        """What the LMM says to one question, and the question's past for `run`. One answer at a time.
+
+        As `reply` says it; own_settings: as the checkpoint's generation_config asks for (temperature, beams, …), but
+        for the answer's length and end, and the image's token. What is sampled follows from `seed` alone.
+        on_text: is given the answer's text piece by piece while it is generated, of beams all of it at the end; what it
+        raises ends the answer.
+        Raises ModelError where the LMM's context has no room for an answer, or where it can not run its own settings.
+        """
+        room, count = self.processor.room(asked.prompt, max_new_tokens), len(asked.prompt.ids)
+        if room < 1:
+            raise ModelError(
+                f"the image and the conversation are {count} tokens, and the LMM's context has "
+                f"{self.processor.context}: ask a shorter question, or begin anew"
+            )
+        settings = self._own(room) if own_settings else self._greedy(room)
+        pieces = None
+        if on_text is not None and settings.num_beams in (None, 1):
+            pieces = Pieces(self.processor.tokenizer, self.ends, on_text)
+        inputs = self.on_device(self.processor.collate_prompts([asked]))
+        with seeded(seed), first_positions(self.capture.decoder) as positions:
+            try:
+                output = self._generated(inputs, settings, streamer=pieces, return_dict_in_generate=True)
+            except (ImportError, ValueError) as error:
+                if positions or not own_settings:  # settings are refused before anything runs
+                    raise
+                raise ModelError(
+                    f"{self.preset.source} can not speak by its own settings ({first_line(error)}): let it say its "
+                    "likeliest words, or correct its generation_config.json"
+                ) from error
+        reply = reply_of(self.processor.tokenizer, output.sequences[0, count:].tolist(), self.ends)
+        if on_text is not None and pieces is None:
+            on_text(reply.text)
+        capture, cache = self.capture, output.get("cache")
+        past = past_of(capture.config, capture.attentions, cache, asked.prompt.ids, positions[0])
+        return Spoken(reply=reply, past=past)
+
+    def _greedy(self, most: int) -> GenerationConfig:
+        """Always the likeliest token, at most so many."""
+        return GenerationConfig(
             do_sample=False,
             num_beams=1,
-            max_new_tokens=max(room),
+            max_new_tokens=most,
             suppress_tokens=[self.processor.image_id],
             eos_token_id=self.ends,
             pad_token_id=0,
         )
+
+    def _own(self, most: int) -> GenerationConfig:
+        """The checkpoint's own settings as they are, but for what an answer must have."""
+        settings = deepcopy(self.model.generation_config)
+        settings.update(
+            num_return_sequences=1,
+            max_length=None,
+            max_new_tokens=most,
+            suppress_tokens=[*(settings.suppress_tokens or ()), self.processor.image_id],
+            eos_token_id=self.ends,
+            pad_token_id=settings.pad_token_id or 0,
+        )
+        return settings
+
+    @torch.no_grad()
+    def _generated(self, inputs: dict[str, Tensor], settings: GenerationConfig, **options: Any) -> Any:
+        """What transformers' `generate` gives."""
+        own = self.model.generation_config
+        # what a given configuration leaves open would be taken from the model's: so it is put in the place of that one
+        self.model.generation_config = settings
         try:
             # not the class's own, which Janus has for the sake of the images that it makes
-            output = GenerationMixin.generate(self.model, **inputs)
+            return GenerationMixin.generate(self.model, **inputs, **options)
         finally:
             self.model.generation_config = own
-        answers = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [ids[:most] for ids, most in zip(answers, room, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -17,10 +17,11 @@ from torch import Tensor
 from manifests.errors import ModelError
 from manifests.schema import Reply, Sample, Task
 from stages.extract.attention import WordRows
-from stages.extract.checkpoint import local_folder, unloadable
+from stages.extract.checkpoint import first_line, local_folder, unloadable
 from stages.extract.grids import Shown, View, grid_of, image_token_id
 from stages.extract.images import pad_to_square
 from stages.extract.presets import LMMPreset
+from stages.extract.turns import between, require_plain
 
 TYPES: Final[tuple[str, ...]] = ("token_type_ids", "mm_token_type_ids")
 TEXT: Final = (*TYPES, "input_ids", "attention_mask", "labels")
@@ -87,6 +88,16 @@ class LMMInput:
         """The views of each object's attention maps."""
         return [self.prompt.views] * len(self.object_tokens)
 
+    @property
+    def rows(self) -> WordRows:
+        """Where the words and the image are in the whole input."""
+        start = len(self.prompt.ids)
+        return WordRows(
+            objects=[[start + p for p in positions] for positions in self.object_tokens],
+            columns=[column for view in self.prompt.views for column in view.columns],
+            answer=range(start, self.length),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
@@ -127,6 +138,30 @@ class LMMProcessor:
     def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
         """The conversation up to the answer with an image of `size` (width, height)."""
         return self._cached(prompt, size)
+
+    def first_turn(self, question: str, size: tuple[int, int]) -> Prompt:
+        """`prompt` of a question that anyone may have written.
+
+        Raises PipelineError for one that is no plain text, ModelError where the LMM takes no image of that `size`.
+        """
+        require_plain(question, self.tokenizer, self.processor, self.image_id)
+        try:
+            return self.prompt(question, size)
+        except ValueError as error:
+            reason = f"the LMM takes no image of {size[0]}x{size[1]} pixels ({first_line(error)}): choose another"
+            raise ModelError(reason) from error
+
+    def next_turn(self, prompt: Prompt, reply_ids: Sequence[int], question: str) -> Prompt:
+        """The conversation so far, its answer exactly as it was generated, and the next question up to its answer.
+
+        reply_ids: without the token that ended the answer; what ends a turn is written as the LMM's template has it.
+        Raises PipelineError as `first_turn`, ModelError for an LMM whose conversations have one question.
+        """
+        require_plain(question, self.tokenizer, self.processor, self.image_id)
+        said = [*reply_ids, *between(question, self.preset, self.tokenizer, self.processor)]
+        # all of it is text by now, which is 0 in every family, PaliGemma's prefix included
+        types = {name: values + [0] * len(said) for name, values in prompt.types.items()}
+        return replace(prompt, ids=prompt.ids + said, types=types)
 
     def _prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
         inputs: dict[str, Any] = {}
@@ -197,13 +232,7 @@ class LMMProcessor:
             for name, values in sample.prompt.types.items():
                 types[name][b, :start] = torch.tensor(values)
                 types[name][b, start:] = self.grid.answer_type
-            rows.append(
-                WordRows(
-                    objects=[[start + p for p in positions] for positions in sample.object_tokens],
-                    columns=[column for view in sample.prompt.views for column in view.columns],
-                    answer=range(start, sample.length),
-                )
-            )
+            rows.append(sample.rows)
         pixels = self.pixels([s.image for s in batch])
         return {"input_ids": ids, "attention_mask": mask, **types, **pixels}, rows
 

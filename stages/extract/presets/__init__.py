@@ -18,6 +18,11 @@ VIPLLAVA_TEMPLATE: Final = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the human's questions.###Human: <image>\n{prompt}###Assistant:"
 )  # its model card's
+FURTHER: Final = {
+    LLAVA_TEMPLATE: "{eos}USER: {prompt} ASSISTANT:",  # transformers' documentation of Llava, "multiple turns"
+    VIPLLAVA_TEMPLATE: "###Human: {prompt}###Assistant:",  # transformers' documentation of VipLlava, "multiple turns"
+}
+"""How a template goes on after an answer; with no entry a conversation has one question (PaliGemma's)."""
 STORED: Final = (64, 64)  # (h, w) of stored maps where an LMM's grid follows the image
 
 
@@ -74,6 +79,11 @@ class LMMPreset:
     flash attention of transformers (flash_attention_2, …)."""
     trust_remote_code: bool = False
     """Run the Python code that comes with a checkpoint. Never unless asked for."""
+
+    @property
+    def further(self) -> str | None:
+        """The template after an answer, with `{prompt}` and `{eos}`; None: it has one question only."""
+        return FURTHER.get(self.template.replace("{image}", "<image>"))
 
     @property
     def channels(self) -> int:
