@@ -19,6 +19,7 @@ from manifests.errors import ModelError
 from stages.extract.attention import WordRows
 from stages.extract.capture import AttentionCapture
 from stages.extract.lmm import FrozenLMM
+from stages.extract.past import past_of
 from stages.extract.presets import resolve_lmm
 from tests.stages.extract.truth import eager_truth
 
@@ -27,16 +28,21 @@ GPU = torch.cuda.is_available() and is_flash_attn_2_available()
 
 
 def unpadded(module, query, key, value, attention_mask, *, scaling, sliding_window=None, **_: Any):
-    """What flash attention computes: every sample without its padding, causal, inside the window."""
+    """What flash attention computes: every sample without its padding, causal, inside the window.
+
+    Fewer queries than keys are the last ones.
+    """
     batch, heads, length, _ = query.shape
+    first = key.shape[2] - length
     key, value = (x.repeat_interleave(heads // key.shape[1], 1) for x in (key, value))
     out = torch.zeros_like(query)
     for b in range(batch):
-        kept = torch.arange(length) if attention_mask is None else attention_mask[b].nonzero()[:, 0]
-        scores = query[b][:, kept] @ key[b][:, kept].transpose(-1, -2) * scaling
+        kept = torch.arange(first + length) if attention_mask is None else attention_mask[b].nonzero()[:, 0]
+        asking = kept[kept >= first] - first
+        scores = query[b][:, asking] @ key[b][:, kept].transpose(-1, -2) * scaling
         distance = torch.arange(len(kept))[:, None] - torch.arange(len(kept))
-        seen = (distance >= 0) & (distance < (sliding_window or length))
-        out[b][:, kept] = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value[b][:, kept]
+        seen = ((distance >= 0) & (distance < (sliding_window or first + length)))[-len(asking) :]
+        out[b][:, asking] = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value[b][:, kept]
     return out.transpose(1, 2), None
 
 
@@ -95,6 +101,28 @@ def test_rows_beside_flash_attention_equal_eager(side: str, window: int | None) 
     assert attention.max() > 0.01
     with torch.no_grad():
         assert torch.equal(model.model(**inputs, use_cache=False).last_hidden_state, plain)
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_rows_beside_flash_attention_on_top_of_a_past_equal_a_fresh_pass(window: int | None) -> None:
+    """The window is wider than the prompt, and narrower than prompt and answer."""
+    device, dtype = ("cuda", torch.bfloat16) if GPU else ("cpu", torch.float32)
+    model = model_with(FLASH, window).to(device, dtype)
+    capture = AttentionCapture(model)
+    ids = torch.tensor([[7, *[5] * 9, 8, 9, 10, *range(20, 27)]], device=device)
+    rows = [WordRows(objects=[[14, 15], [19]], columns=range(1, 10), answer=range(13, 20))]
+    pixels = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    fresh = capture.run({"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}, rows)
+    with torch.no_grad():
+        cache = model.model(input_ids=ids[:, :13], pixel_values=pixels, use_cache=True).cache
+    positions = torch.arange(13, device=device)[None]
+    past = past_of(capture.config, capture.attentions, cache, ids[0, :13].tolist(), positions)
+    found = capture.run({"input_ids": ids[:, 13:]}, rows, past)
+    tolerance = 0.02 if GPU else 1e-5
+    assert (found.attention - fresh.attention).abs().max() <= tolerance
+    assert (found.hidden - fresh.hidden).abs().max() <= tolerance * max(1, fresh.hidden.abs().max())
+    assert (found.answer_hidden - fresh.answer_hidden).abs().max() <= tolerance * max(1, fresh.hidden.abs().max())
+    assert (fresh.attention == 0).any() == (window is not None)
 
 
 def test_what_flash_attention_would_mask_otherwise_is_refused() -> None:
