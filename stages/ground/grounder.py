@@ -295,7 +295,7 @@ class Grounder:
             if after is not None:
                 prompt = processor.next_turn(after.prompt, after.reply.ids, question)
             else:
-                prompt = processor.prompt(question, seen.image.size)
+                prompt = processor.first_turn(question, seen.image.size)
         except PipelineError:
             raise
         except ValueError as error:
