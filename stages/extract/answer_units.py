@@ -89,6 +89,8 @@ class AnswerWorker:
         image = self.config.open(question.path, question.size, question.image)
         try:
             prompt = self.lmm.processor.prompt(question.prompt, question.size)
+        except DatasetError:
+            raise
         except ValueError as error:
             raise DatasetError(takes_no_image(question.size, error)) from None
         if self.lmm.processor.room(prompt, self.most) < 1:

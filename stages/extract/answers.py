@@ -208,6 +208,8 @@ class Answers:
             size = (sample.width, sample.height)
             try:
                 prompt = text.prompt(sample.prompt, size)
+            except DatasetError as error:
+                return replace(sample, reply=NOTHING, error=str(error))
             except ValueError as refusal:
                 return replace(sample, reply=NOTHING, error=takes_no_image(size, refusal))
             room = most if text.context is None else max(0, min(most, text.context - len(prompt.ids)))

@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from manifests.errors import ModelError
+from manifests.errors import DatasetError, ModelError, PipelineError
+from manifests.files import shown
 from manifests.schema import Reply, Sample, Task
 from stages.extract.attention import WordRows
 from stages.extract.checkpoint import first_line, local_folder, unloadable
 from stages.extract.grids import Shown, View, grid_of, image_token_id
 from stages.extract.images import pad_to_square
 from stages.extract.presets import LMMPreset
-from stages.extract.turns import between, require_plain
+from stages.extract.turns import between, require_plain, special_ids
 
 TYPES: Final[tuple[str, ...]] = ("token_type_ids", "mm_token_type_ids")
 TEXT: Final = (*TYPES, "input_ids", "attention_mask", "labels")
@@ -131,22 +132,28 @@ class LMMProcessor:
             raise unloadable(folder, "tokenizer or processor", error, trusted) from error
         self.grid = grid_of(self.config)
         self.image_id = image_token_id(self.config)
+        self._special = special_ids(self.tokenizer, self.image_id)
         self.context: int | None = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
         """Tokens that prompt and answer may have together, where the checkpoint says so."""
         self._cached = lru_cache(maxsize=4096)(self._prompt)
 
     def prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
-        """The conversation up to the answer with an image of `size` (width, height)."""
+        """The conversation up to the answer with an image of `size` (width, height).
+
+        Raises DatasetError for a prompt that is more than text to this LMM, such as one with a second image's token;
+        ValueError where its processor refuses the image.
+        """
         return self._cached(prompt, size)
 
     def first_turn(self, question: str, size: tuple[int, int]) -> Prompt:
         """`prompt` of a question that anyone may have written.
 
-        Raises PipelineError for one that is no plain text, ModelError where the LMM takes no image of that `size`.
+        Raises DatasetError for one that is no plain text, ModelError where the LMM takes no image of that `size`.
         """
-        require_plain(question, self.tokenizer, self.processor, self.image_id)
         try:
             return self.prompt(question, size)
+        except PipelineError:
+            raise
         except ValueError as error:
             reason = f"the LMM takes no image of {size[0]}x{size[1]} pixels ({first_line(error)}): choose another"
             raise ModelError(reason) from error
@@ -155,7 +162,7 @@ class LMMProcessor:
         """The conversation so far, its answer exactly as it was generated, and the next question up to its answer.
 
         reply_ids: without the token that ended the answer; what ends a turn is written as the LMM's template has it.
-        Raises PipelineError as `first_turn`, ModelError for an LMM whose conversations have one question.
+        Raises DatasetError as `first_turn`, ModelError for an LMM whose conversations have one question.
         """
         require_plain(question, self.tokenizer, self.processor, self.image_id)
         said = [*reply_ids, *between(question, self.preset, self.tokenizer, self.processor)]
@@ -164,6 +171,7 @@ class LMMProcessor:
         return replace(prompt, ids=prompt.ids + said, types=types)
 
     def _prompt(self, prompt: str, size: tuple[int, int]) -> Prompt:
+        require_plain(prompt, self.tokenizer, self.processor, self.image_id)
         inputs: dict[str, Any] = {}
         if self.preset.square:
             ids = self.tokenizer.encode(self._conversation(prompt))
@@ -257,6 +265,7 @@ class LMMProcessor:
         """Each piece is tokenised alone, without special tokens, and the ids are concatenated (F-LMM).
 
         So which tokens belong to which object is exact by construction. What the LMM said itself is its own ids.
+        Raises DatasetError for a text with a token that is no text, such as the image's.
         """
         if sample.reply is not None:
             return answer_of_reply(sample.task, sample.reply)
@@ -268,6 +277,11 @@ class LMMProcessor:
             if not piece.text.strip():
                 continue  # no word, no token
             encoded = self.tokenizer(piece.text, add_special_tokens=False, return_offsets_mapping=True)
+            if found := self._special.intersection(encoded["input_ids"]):
+                token = self.tokenizer.convert_ids_to_tokens(min(found))
+                raise DatasetError(
+                    f"the text {shown(piece.text)} holds {token!r}, which is no text to this LMM: leave it out"
+                )
             starts = [m.start() for m in re.finditer(r"\S+", piece.text)]
             for token, (_, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
                 # the token's last character decides; a space belongs to the word that follows it

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cache.plan import ROW_SCHEMA, columns_table, list_column
+from manifests.errors import DatasetError
 from manifests.schema import Sample, problem
 from stages.extract.grids import View
 from stages.extract.grids.view import square_view
@@ -123,7 +124,10 @@ class Texts:
         """The answer, the positions of each slot's tokens in it, and the prompt; or why it can not be used."""
         if error := sample.error or self.missing.get(sample.image_path) or problem(sample):
             return error
-        answer = self.text.answer(sample)
+        try:
+            answer = self.text.answer(sample)
+        except DatasetError as error:
+            return str(error)
         tokens = answer.tokens_of(sample.slots)
         if sample.reply is None:
             silent = [item.phrase for item, positions in zip(sample.objects, tokens, strict=True) if not positions]
@@ -134,11 +138,13 @@ class Texts:
             return self._refused[size]
         try:
             prompt = self.text.prompt(sample.prompt, size)
+        except DatasetError as error:
+            return str(error)
         except ValueError as refusal:
             self._refused[size] = takes_no_image(size, refusal)
             return self._refused[size]
-        if error := self._too_long(sample, len(prompt.ids) + len(answer.ids)):
-            return error
+        if fault := self._too_long(sample, len(prompt.ids) + len(answer.ids)):
+            return fault
         return answer, tokens, prompt
 
     def _too_long(self, sample: Sample, length: int) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, Final
 
-from manifests.errors import ModelError, PipelineError
+from manifests.errors import DatasetError, ModelError
 from manifests.files import text_fault
 from stages.extract.presets import LMMPreset
 
@@ -15,18 +15,23 @@ PLACEHOLDERS: Final = ("image_token", "boi_token", "video_token", "audio_token")
 
 
 def require_plain(question: str, tokenizer: Any, processor: Any, image_id: int) -> None:
-    """PipelineError for a text that would be more than text: a second image, an end of the answer, …"""
+    """DatasetError for a text that would be more than text: a second image, an end of the answer, …"""
     if fault := text_fault(question):
-        raise PipelineError(f"the question {fault}: shorten it, or type it anew")
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special = (special | set(tokenizer.all_special_ids) | {image_id}) - {tokenizer.unk_token_id}
+        raise DatasetError(f"the prompt {fault}: shorten it, or type it anew")
+    special = special_ids(tokenizer, image_id)
     ids = tokenizer.encode(question, add_special_tokens=False)
     found = [tokenizer.convert_ids_to_tokens(number) for number in ids if number in special]
     found += [
         token for name in PLACEHOLDERS if (token := str(getattr(processor, name, None) or "")) in question if token
     ]
     if found:
-        raise PipelineError(f"the question holds {found[0]!r}, which is no text to this LMM: leave it out")
+        raise DatasetError(f"the prompt holds {found[0]!r}, which is no text to this LMM: leave it out")
+
+
+def special_ids(tokenizer: Any, image_id: int) -> frozenset[int]:
+    """Ids of tokens that are no text; the one for what is not known is."""
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset((special | set(tokenizer.all_special_ids) | {image_id}) - {tokenizer.unk_token_id})
 
 
 def between(question: str, preset: LMMPreset, tokenizer: Any, processor: Any) -> list[int]:

@@ -38,7 +38,6 @@ from stages.extract.presets import LMMPreset, resolve_lmm
 from stages.extract.processor import Asked, LMMInput, Prompt, answer_of_reply
 from stages.extract.sam import encode_images, load_sam, preprocess_sam
 from stages.extract.stage import files_of, lmm_identity, priors_identity, sam_identity
-from stages.extract.texts import takes_no_image
 from stages.ground.live import LivePriors, capture_one
 from stages.ground.photos import ImageLike, open_photo
 from stages.ground.results import PARTS, Grounding, Phrase, split_words, trimmed
@@ -172,8 +171,6 @@ class Grounder:
         """
         if not question.strip():
             raise DatasetError("the question is empty: ask something")
-        if fault := text_fault(question):
-            raise DatasetError(f"the question {fault}: ask a shorter one, in Unicode")
         with self._lock:
             seen = self.look(image)
             prompt = self._prompt(seen, question, after)
@@ -291,15 +288,10 @@ class Grounder:
 
     def _prompt(self, seen: SeenImage, question: str, after: Answer | None) -> Prompt:
         processor = self.lmm.processor
-        try:
-            if after is not None:
-                prompt = processor.next_turn(after.prompt, after.reply.ids, question)
-            else:
-                prompt = processor.first_turn(question, seen.image.size)
-        except PipelineError:
-            raise
-        except ValueError as error:
-            raise DatasetError(takes_no_image(seen.image.size, error)) from None
+        if after is not None:
+            prompt = processor.next_turn(after.prompt, after.reply.ids, question)
+        else:
+            prompt = processor.first_turn(question, seen.image.size)
         if processor.room(prompt, 1) < 1:
             raise DatasetError(
                 f"the image and the conversation are {len(prompt.ids)} tokens, and the LMM's context has "

@@ -271,3 +271,15 @@ def test_the_batch_size_is_measured_with_the_first_of_the_longest(samples: list[
     plan = make_plan(samples, text, TINY, sam, images, batch_size=lambda sample: asked.append(sample) or 3)
     length = [len(text.prompt(s.prompt, (s.width, s.height)).ids) + len(text.answer(s).ids) for s in samples]
     assert asked == [samples[length.index(max(length))]] and plan.batch_size == 3
+
+
+def test_a_text_that_is_more_than_text_fails_alone(samples: list[Sample], data_root: Path) -> None:
+    """The image's token in a prompt or in an expression: a second image to the LMM. Others of that size are fine."""
+    first, second, third = (s for s in samples[:3])
+    asked = replace(first, prompt="look <image> here")
+    (piece, *rest) = second.pieces
+    told = replace(second, pieces=(replace(piece, text=f"{piece.text} </s>"), *rest))
+    plan = planned([asked, told, first, second, third], data_root)
+    assert [row.error is None for row in rows_of(plan)] == [False, False, True, True, True]
+    reasons = [failure["reason"] for failure in plan.failures]
+    assert "'<image>', which is no text" in reasons[0] and "'</s>', which is no text" in reasons[1]
