@@ -49,7 +49,7 @@ def test_scores_of_a_case_made_by_hand(small_cache: Path) -> None:
     tally.add(
         ["red ring", "top", "left"], np.stack([left, both, np.zeros((4, 4), bool)]), sample, np.stack([left, right])
     )
-    tally.add_words("the red ring leans at the top .".split(), np.array([0, 0, 0, -1, -1, 1, 1, -1]))
+    tally.add_words(["the", "red", "ring", "leans", "at", "the", "top", "."], np.array([0, 0, 0, -1, -1, 1, 1, -1]))
     scores = tally.scores()
     assert scores["phrase_f1"] == pytest.approx(2 * 1 / (3 + 2))
     assert scores["matched_miou"] == pytest.approx((1 + 1 / 3) / 2) and scores["mask_recall"] == 0.5
