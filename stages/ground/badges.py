@@ -56,7 +56,9 @@ def places(masks: Mapping[int, np.ndarray], size: tuple[int, int]) -> dict[int, 
         covered |= mask
         if depth(mask).max() * scale < BADGE / 2:
             row = np.flatnonzero(mask.any(1))[0] - BADGE / 2 / scale
-        x, y = (round((place + 0.5) * side / count) for place, side, count in zip((column, row), size, cells, strict=True))
+        x, y = (
+            round((place + 0.5) * side / count) for place, side, count in zip((column, row), size, cells, strict=True)
+        )
         half = BADGE // 2 + 3
         found[number] = (_within(x, half, size[0]), _within(y, half, size[1]))
         taken.append((row, column))
@@ -74,7 +76,9 @@ def _place(mask: np.ndarray, seen: np.ndarray, taken: list[tuple[int, int]], apa
     for row, column in taken:
         clear &= np.hypot(rows - row, columns - column) >= apart
     # a sliver that is left of a covered mask is no place for its number
-    options = (depth(area) * clear if free else depth(area) for area, free in ((seen, True), (mask, True), (seen, False)))
+    options = (
+        depth(area) * clear if free else depth(area) for area, free in ((seen, True), (mask, True), (seen, False))
+    )
     values = next((found for found in options if found.max() > 1), depth(mask))
     best = np.argwhere(values == values.max())
     nearest = np.square(best - best.mean(0)).sum(1).argmin()

@@ -96,7 +96,9 @@ def _legend(grounding: Grounding, width: int) -> Image.Image:
     answer = _wrapped(runs, width) if asked else []
     columns = max(1, width // _COLUMN) if len(grounding.phrases) > 4 else 1
     notes, rows, column_width = _notes(grounding), -(-len(grounding.phrases) // columns), width // columns
-    tops = np.cumsum([0, _height(question) + 6, _height(answer) + (18 if answer else 0), 18 if rows else 0, _ROW * rows])
+    tops = np.cumsum(
+        [0, _height(question) + 6, _height(answer) + (18 if answer else 0), 18 if rows else 0, _ROW * rows]
+    )
     legend = Image.new("RGB", (width, int(tops[-1]) + _LINE * len(notes)), PAPER)
     draw = ImageDraw.Draw(legend)
     _write(legend, question, int(tops[0]), MUTED)
@@ -163,7 +165,9 @@ def _wrapped(runs: Sequence[tuple[str, int]], width: int) -> list[_Piece]:
 def _parts(token: str, width: int, number: int, first: bool) -> Iterator[str]:
     """A word in parts that fit into a line: those of languages without spaces are long."""
     while _width(token, number, first) > width and len(token) > 1:
-        fits = next((n for n in range(min(len(token), width) - 1, 0, -1) if _width(token[:n], number, first) <= width), 1)
+        fits = next(
+            (n for n in range(min(len(token), width) - 1, 0, -1) if _width(token[:n], number, first) <= width), 1
+        )
         yield token[:fits]
         token, first = token[fits:], False
     yield token

@@ -182,7 +182,7 @@ def printable(text: str) -> str:
 
 
 def _spelled(character: str) -> str:
-    if character.isspace() and ord(character) > 31 or character == "\t":
+    if character == "\t" or (character.isspace() and character > "\x1f"):
         return " "
     if character in _JOINERS:
         return character
