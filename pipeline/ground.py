@@ -119,7 +119,7 @@ def run(args: Ground) -> None:
     done, load = _Run(), cache(partial(_load, args, device))
     for name, path, several in _each(paths):
         if several:
-            print(text.console(f"\n{'─' * 4} {path}"))
+            print(text.console(f"\n──── {text.one_line(path)}"))
         try:
             _image(args, load, about, name, path, done)
         except DatasetError as fault:
@@ -239,7 +239,11 @@ def _image(
         files.write(args.out, name, record, shown, args.side)
         lines = [*text.said(shown), text.times(*waited)]
     done.add(name, record, kept=kept)
-    print(text.console("\n".join([*lines, *(f"  {args.out / name}{suffix}" for suffix in (".png", ".json"))])))
+    print(
+        text.console(
+            "\n".join([*lines, *(f"  {text.one_line(args.out / name)}{suffix}" for suffix in (".png", ".json"))])
+        )
+    )
 
 
 def _grounded(args: Ground, grounder: Grounder, photo: Image.Image) -> tuple[Grounding, tuple[float, float]]:
@@ -277,6 +281,7 @@ def _ending(about: dict[str, Any], done: _Run, file: Path) -> str:
     lines = ["", *text.shares(done.seconds), ""] if any(done.seconds.values()) else [""]
     lines += [f"note: {about['note']}"] if about["note"] else []
     peak = ", ".join(f"{value:.2f} GiB {name}" for name, value in text.peak_gib().items())
+    images = f"{len(done.results)} image{'s' if len(done.results) != 1 else ''}"
     return "\n".join(
-        [*lines, f"ground: {len(done.results)} image{'s' if len(done.results) != 1 else ''}{kept}{failed}; peak memory: {peak}\n  results {file}"]
+        [*lines, f"ground: {images}{kept}{failed}; peak memory: {peak}", f"  results {text.one_line(file)}"]
     )

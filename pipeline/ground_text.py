@@ -57,10 +57,10 @@ def complain(path: Path, fault: Exception) -> None:
 def marked(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """The text with the words of each span in [1: brackets], or in the colours of the picture on a terminal."""
     from stages.ground.overlay import colour_of
-    from stages.ground.results import runs_of
+    from stages.ground.results import cut_at
 
     pieces, coloured = [], in_colour()
-    for piece, number in runs_of(text, spans):
+    for piece, number in cut_at(text, spans):
         shown = plain(piece)
         if number >= 0 and coloured:
             red, green, blue = colour_of(number)

@@ -55,7 +55,8 @@ def places(masks: Mapping[int, np.ndarray], size: tuple[int, int]) -> dict[int, 
         row, column = _place(mask, mask & ~covered, taken, (BADGE + 6) / scale)
         covered |= mask
         if depth(mask).max() * scale < BADGE / 2:
-            row = np.flatnonzero(mask.any(1))[0] - BADGE / 2 / scale
+            gap = np.flatnonzero(~mask[:row, column])
+            row = (int(gap[-1]) + 1 if gap.size else 0) - BADGE / 2 / scale
         x, y = (
             round((place + 0.5) * side / count) for place, side, count in zip((column, row), size, cells, strict=True)
         )

@@ -9,6 +9,7 @@ colours apart, and for more phrases than there are colours.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from stages.evaluate.conversations import COLOURS, Caption, draw_caption
 from stages.evaluate.pictures import INK, LINE, MUTED, PAPER, Colour, font, paste_rounded, shortened
-from stages.ground.badges import BADGE, badge, places
+from stages.ground.badges import badge, places
 from stages.ground.results import Grounding, Phrase, printable
 
 SIDE: Final = 900
@@ -105,10 +106,11 @@ def _legend(grounding: Grounding, width: int) -> Image.Image:
     _write(legend, answer, int(tops[1]), INK)
     if rows:
         draw.line((0, int(tops[2]), width, int(tops[2])), LINE, 1)
+    indent = badge(len(grounding.phrases), MUTED).width + 10
     for number, phrase in enumerate(grounding.phrases):
         column, row = divmod(number, rows)
         left, right = column * column_width, width if column + 1 == columns else (column + 1) * column_width - _GAP
-        _row(legend, phrase, number, left, int(tops[3]) + _ROW * row, right - left)
+        _row(legend, phrase, number, left, int(tops[3]) + _ROW * row, right - left, indent)
     for line, note in enumerate(notes):
         draw.text((0, int(tops[4]) + _LINE * line + _LINE // 2), note, MUTED, font(17), anchor="lm")
     return legend
@@ -123,7 +125,7 @@ def _notes(grounding: Grounding) -> list[str]:
     return notes
 
 
-def _row(legend: Image.Image, phrase: Phrase, number: int, left: int, top: int, width: int) -> None:
+def _row(legend: Image.Image, phrase: Phrase, number: int, left: int, top: int, width: int, indent: int) -> None:
     """Number, text and score of a phrase."""
     draw, middle = ImageDraw.Draw(legend), top + _ROW // 2
     mark = badge(number + 1, colour_of(number), hollow=not phrase.area)
@@ -132,7 +134,6 @@ def _row(legend: Image.Image, phrase: Phrase, number: int, left: int, top: int, 
     note = note if phrase.area else f"{note}  no mask".strip()
     draw.text((left + width, middle), note, MUTED, font(17), anchor="rm")
     text = " ".join(printable(phrase.text).split())[:400]
-    indent = max(BADGE, mark.width) + 10
     room = width - indent - int(draw.textlength(note, font(17))) - 16
     draw.text((left + indent, middle), shortened(draw, text, room), INK, font(18), anchor="lm")
 
@@ -164,10 +165,8 @@ def _wrapped(runs: Sequence[tuple[str, int]], width: int) -> list[_Piece]:
 
 def _parts(token: str, width: int, number: int, first: bool) -> Iterator[str]:
     """A word in parts that fit into a line: those of languages without spaces are long."""
-    while _width(token, number, first) > width and len(token) > 1:
-        fits = next(
-            (n for n in range(min(len(token), width) - 1, 0, -1) if _width(token[:n], number, first) <= width), 1
-        )
+    while len(token) > 1 and _width(token[:width], number, first) > width:
+        fits = bisect_right(range(2, width), width, key=lambda n: _width(token[:n], number, first)) + 1
         yield token[:fits]
         token, first = token[fits:], False
     yield token

@@ -133,7 +133,7 @@ class Grounding:
     @property
     def runs(self) -> list[tuple[str, int]]:
         """The whole text in pieces, each with the number of its phrase, -1 for what lies between phrases."""
-        return runs_of(self.text, [(phrase.start, phrase.end) for phrase in self.phrases])
+        return cut_at(self.text, [(phrase.start, phrase.end) for phrase in self.phrases])
 
     def unrefined(self) -> Grounding:
         """The same with the mask decoder's masks in the place of the refined ones."""
@@ -166,7 +166,7 @@ def split_words(text: str, scores: Sequence[float] | None = None) -> tuple[Word,
     )
 
 
-def runs_of(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
+def cut_at(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
     """A text cut at spans that do not overlap and are in its order: (piece, number of its span or -1)."""
     pieces, done = [], 0
     for number, (start, end) in enumerate(spans):
