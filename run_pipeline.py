@@ -1,4 +1,4 @@
-"""python run_pipeline.py extract | train-head | evaluate | analyze | manifest | cache | lmms  (--help says more)."""
+"""python run_pipeline.py extract | train-head | evaluate | ground | manifest | cache | lmms | …  (--help says more)."""
 
 import sys
 

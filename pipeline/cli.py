@@ -18,6 +18,7 @@ from pipeline import (
     compare,
     evaluate,
     extract,
+    ground,
     import_head,
     inspect,
     manifest,
@@ -29,6 +30,7 @@ Command = (
     Annotated[extract.Extract, tyro.conf.subcommand("extract")]
     | Annotated[train_head.TrainHead, tyro.conf.subcommand("train-head")]
     | Annotated[evaluate.Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[ground.Ground, tyro.conf.subcommand("ground")]
     | Annotated[compare.Compare, tyro.conf.subcommand("compare")]
     | Annotated[import_head.ImportHead, tyro.conf.subcommand("import-head")]
     | Annotated[push_head.PushHead, tyro.conf.subcommand("push-head")]
@@ -42,6 +44,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     extract.Extract: extract.run,
     train_head.TrainHead: train_head.run,
     evaluate.Evaluate: evaluate.run,
+    ground.Ground: ground.run,
     compare.Compare: compare.run,
     import_head.ImportHead: import_head.run,
     push_head.PushHead: push_head.run,
@@ -52,7 +55,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     inspect.LMMs: inspect.run_lmms,
 }
 SHORT = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)  # `cache info`, not `cache action:info`
-DESCRIPTION = "Ground a frozen large multimodal model: extract its attention priors once, train heads, evaluate."
+DESCRIPTION = "Ground a frozen large multimodal model: extract its attention priors once, train heads, evaluate, talk."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -163,14 +163,14 @@ def draw_rows(rows: Sequence[Row], path: Path, side: int = PANEL) -> Path:
     for row, top in zip(rows, tops, strict=False):  # the last top is the end
         _caption(draw, row, column, top, sheet.width)
         for panel in row.panels:
-            _paste(sheet, panel.picture, column[panel.title], top + _CAPTION)
+            paste_rounded(sheet, panel.picture, column[panel.title], top + _CAPTION)
     sheet.save(path, optimize=True)
     return path
 
 
 def _column_title(draw: ImageDraw.ImageDraw, panel: Panel, left: int) -> None:
     draw.rounded_rectangle((left, _MARGIN + 4, left + 14, _MARGIN + 18), 4, panel.colour)
-    draw.text((left + 24, _MARGIN + 11), panel.title, INK, _font(17, bold=True), anchor="lm")
+    draw.text((left + 24, _MARGIN + 11), panel.title, INK, font(17, bold=True), anchor="lm")
 
 
 def _caption(draw: ImageDraw.ImageDraw, row: Row, column: dict[str, int], top: int, width: int) -> None:
@@ -178,25 +178,25 @@ def _caption(draw: ImageDraw.ImageDraw, row: Row, column: dict[str, int], top: i
     draw.line((_MARGIN, top, width - _MARGIN, top), LINE, 1)
     noted = [panel for panel in row.panels if panel.note]
     for panel in noted:
-        draw.text((column[panel.title], top + 27), panel.note, panel.colour, _font(17, bold=True), anchor="lm")
+        draw.text((column[panel.title], top + 27), panel.note, panel.colour, font(17, bold=True), anchor="lm")
     left, right = _MARGIN, min((column[panel.title] for panel in noted), default=width - _MARGIN) - _GAP
     if row.kind:
-        draw.text((left, top + 27), row.kind, MUTED, _font(15), anchor="lm")
-        left += int(draw.textlength(row.kind, _font(15))) + 12
-    text = _shortened(draw, f"“{' '.join(row.caption.split())}”", right - left)
-    draw.text((left, top + 27), text, INK, _font(18), anchor="lm")
+        draw.text((left, top + 27), row.kind, MUTED, font(15), anchor="lm")
+        left += int(draw.textlength(row.kind, font(15))) + 12
+    text = shortened(draw, f"“{' '.join(row.caption.split())}”", right - left)
+    draw.text((left, top + 27), text, INK, font(18), anchor="lm")
 
 
-def _shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
-    """`text`, cut with an ellipsis to at most `width` pixels."""
-    if draw.textlength(text, _font(18)) <= width:
+def shortened(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """`text`, cut with an ellipsis to at most `width` pixels of the font of 18."""
+    if draw.textlength(text, font(18)) <= width:
         return text
-    while text and draw.textlength(text + " …", _font(18)) > width:
+    while text and draw.textlength(text + " …", font(18)) > width:
         text = text[:-1]
     return text.rstrip() + " …"
 
 
-def _paste(sheet: Image.Image, picture: Image.Image, left: int, top: int) -> None:
+def paste_rounded(sheet: Image.Image, picture: Image.Image, left: int, top: int) -> None:
     """Put a picture at (left, top), with rounded corners."""
     corners = Image.new("L", (4 * picture.width, 4 * picture.height))
     ImageDraw.Draw(corners).rounded_rectangle((0, 0, corners.width - 1, corners.height - 1), 40, 255)
@@ -229,10 +229,16 @@ def masked_picture(image: np.ndarray, mask: np.ndarray, colour: Colour, side: in
 
 def outline(picture: Image.Image, inside: Image.Image, colour: Colour) -> None:
     """Draws the edge of a mask (mode L, 0 or 255, of the picture's size) in its colour, with a white edge around it."""
-    core = np.asarray(inside.filter(ImageFilter.MinFilter(3)))
-    for reach, ink in ((9, PAPER), (5, colour)):
-        around = np.asarray(inside.filter(ImageFilter.MaxFilter(reach)))
-        picture.paste(ink, mask=Image.fromarray(around & ~core))
+    if (found := inside.getbbox()) is None:
+        return
+    left, top, right, bottom = found
+    near = (max(0, left - 4), max(0, top - 4), min(inside.width, right + 4), min(inside.height, bottom + 4))
+    grown = [inside.crop(near)]
+    core = np.asarray(grown[0].filter(ImageFilter.MinFilter(3)))
+    for _ in range(4):  # what one filter of side 9 does, in a fraction of its time
+        grown.append(grown[-1].filter(ImageFilter.MaxFilter(3)))
+    for reach, ink in ((4, PAPER), (2, colour)):
+        picture.paste(ink, near, mask=Image.fromarray(np.asarray(grown[reach]) & ~core))
 
 
 def enlarged_mask(mask: np.ndarray, size: tuple[int, int]) -> Image.Image:
@@ -252,7 +258,7 @@ def heat_picture(image: np.ndarray, attention: np.ndarray, side: int) -> Image.I
 
 
 @cache
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size)

@@ -53,19 +53,24 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def photos_in(paths: Iterable[Path]) -> list[Path]:
-    """The files that are named, and in their place the pictures of every folder, by name.
+    """The files that are named, and in their place the pictures of every folder, by name; each file once.
 
-    DatasetError where a path is not there, or a folder has no picture.
+    DatasetError where a path is not there or no file, or a folder has no picture.
     """
     found: list[Path] = []
     for path in paths:
         if not path.exists():
             raise DatasetError(f"--image {path} is missing: give an image file or a folder of them")
         if not path.is_dir():
+            if not path.is_file():
+                raise DatasetError(f"--image {path} is no file: give an image file or a folder of them")
             found.append(path)
             continue
         inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
         if not inside:
             raise DatasetError(f"--image {path} has no picture ({', '.join(SUFFIXES)}): give another folder, or files")
         found += inside
-    return found
+    once: dict[Path, Path] = {}
+    for path in found:
+        once.setdefault(path.resolve(), path)
+    return list(once.values())

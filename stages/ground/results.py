@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +20,10 @@ from stages.extract.images import Box
 SCHEMA: Final = 1  # of the JSON; raised when a field changes its meaning
 PARTS: Final = ("answer", "capture", "sam", "selector", "decode")
 """Of `Grounding.seconds`: the LMM's words; the pass over them that captures; SAM's encoder; which words; masks."""
+
+
+_JOINERS: Final = frozenset("\u200c\u200d")
+"""Not printable as Python counts, but parts of words and of emoji."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +130,16 @@ class Grounding:
         owner = {word: number for number, phrase in enumerate(self.phrases) for word in phrase.words}
         return tuple(owner.get(word, -1) for word in range(len(self.words)))
 
+    @property
+    def runs(self) -> list[tuple[str, int]]:
+        """The whole text in pieces, each with the number of its phrase, -1 for what lies between phrases."""
+        return cut_at(self.text, [(phrase.start, phrase.end) for phrase in self.phrases])
+
+    def unrefined(self) -> Grounding:
+        """The same with the mask decoder's masks in the place of the refined ones."""
+        coarse = (replace(phrase, rle=phrase.coarse_rle or phrase.rle, coarse_rle=None) for phrase in self.phrases)
+        return replace(self, phrases=tuple(coarse))
+
     def record(self) -> dict[str, Any]:
         """As JSON: docs/ground.md says what each field is."""
         return {
@@ -150,6 +164,29 @@ def split_words(text: str, scores: Sequence[float] | None = None) -> tuple[Word,
         Word(text=match[0], start=match.start(), end=match.end(), score=score)
         for match, score in zip(found, given, strict=True)
     )
+
+
+def cut_at(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, int]]:
+    """A text cut at spans that do not overlap and are in its order: (piece, number of its span or -1)."""
+    pieces, done = [], 0
+    for number, (start, end) in enumerate(spans):
+        pieces += [(text[done:start], -1), (text[start:end], number)]
+        done = end
+    return [(piece, number) for piece, number in [*pieces, (text[done:], -1)] if piece]
+
+
+def printable(text: str) -> str:
+    """For a terminal or a picture: what is not to be read (controls, reversals of direction, halves of characters) is
+    spelled out, as \\x1b; line breaks stay, a tab is a space."""
+    return "".join(c if c.isprintable() or c == "\n" else _spelled(c) for c in text)
+
+
+def _spelled(character: str) -> str:
+    if character == "\t" or (character.isspace() and character > "\x1f"):
+        return " "
+    if character in _JOINERS:
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
