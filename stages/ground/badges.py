@@ -56,7 +56,7 @@ def places(masks: Mapping[int, np.ndarray], size: tuple[int, int]) -> dict[int, 
         covered |= mask
         if depth(mask).max() * scale < BADGE / 2:
             gap = np.flatnonzero(~mask[:row, column])
-            row = (int(gap[-1]) + 1 if gap.size else 0) - BADGE / 2 / scale
+            row = (int(gap[-1]) + 1 if gap.size else 0) - round(BADGE / 2 / scale)
         x, y = (
             round((place + 0.5) * side / count) for place, side, count in zip((column, row), size, cells, strict=True)
         )
