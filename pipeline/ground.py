@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 QUESTION = "What is in the picture?"
 OF_ANSWERS = ("ask", "lam", "max_answer_tokens", "own_settings", "seed")  # options that --phrase has no use for
 NOTE = (
-    "the embedded LMM knows rendered scenes of one to four coloured shapes and nothing else; about any other picture, "
+    "the embedded LMM knows rendered scenes of coloured shapes and nothing else; about any other picture, "
     "a photo for one, its answer is outside of what it was trained on and to be expected to be wrong"
 )
 

@@ -138,7 +138,9 @@ class Grounder:
             images = images | {"identity": sam_identity(name, sam_checkpoint)}
         found = priors_identity(lmm_identity(preset, dtype, files_of(preset)), trained["merge"], images)
         found |= {"derived": trained["derived"]} if "derived" in trained else {}
-        require_same_priors(loaded, plain(found), str(head))
+        require_same_priors(
+            loaded, plain(found), str(head), what=f"the LMM {lmm}", cure="give the LMM and SAM that it was trained with"
+        )
         if loaded.refined_size is not None:
             sam = load_sam(name, sam_checkpoint).requires_grad_(False).to(device)
         model = FrozenLMM(preset, device, dtype, trained["merge"], gpus=gpus)

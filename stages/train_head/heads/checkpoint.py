@@ -127,17 +127,24 @@ def is_head(folder: Path) -> bool:
         return False
 
 
-def require_same_priors(head: Head, identity: dict[str, Any], where: str) -> None:
-    """IdentityMismatch, naming the fields, if `identity` is of other priors than those the head was trained on."""
+def require_same_priors(
+    head: Head,
+    identity: dict[str, Any],
+    where: str,
+    *,
+    what: str = "the cache",
+    cure: str = "train a head on this cache, or extract with the head's settings",
+) -> None:
+    """IdentityMismatch, naming the fields, if `identity` is of other priors than those the head was trained on.
+
+    what, cure: what of, and what is to be done.
+    """
     if head.priors is None:
         raise IdentityMismatch(f"{where} does not say which priors it is for; train it again, or import it for a cache")
     # which images were embedded does not matter to a head, how they were does
     if found := differing(content_of(head.priors), content_of(identity)):
-        fields = "; ".join(f"{each.field}: the head has {each.stored}, the cache {each.given}" for each in found)
-        raise IdentityMismatch(
-            f"the head in {where} was trained on other priors than these: {fields}; "
-            "train a head on this cache, or extract with the head's settings"
-        )
+        fields = "; ".join(f"{each.field}: the head has {each.stored}, {what} {each.given}" for each in found)
+        raise IdentityMismatch(f"the head in {where} was trained on other priors than these: {fields}; {cure}")
 
 
 def _write(file: Path, value: dict[str, Any]) -> None:
