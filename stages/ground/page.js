@@ -39,13 +39,11 @@ element.addEventListener("pointerleave", event => { if (event.pointerType === "m
 element.addEventListener("focusout", event => { if (!element.contains(event.relatedTarget)) here(null) })
 
 // What the server sends anew (another answer, another λ, masks before refinement) is shown as the old was.
-let drawn = null
-new MutationObserver(() => {
-  if (picture() === drawn) return
-  drawn = picture()
+new MutationObserver(records => {
+  if (records.every(record => record.target.closest("figcaption"))) return  // written here
   asked = null
   show(element.querySelector(".gw-here"))
-}).observe(document.getElementById("gw-stage"), { childList: true, subtree: true })
+}).observe(document.getElementById("gw-stage"), { childList: true, subtree: true, attributeFilter: ["src"] })
 
 const box = document.getElementById("gw-chat-box")
 new MutationObserver(() => { box.scrollTop = box.scrollHeight }).observe(element, { childList: true, subtree: true })

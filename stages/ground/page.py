@@ -55,7 +55,7 @@ def open_page(page: Page, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
 
     What Gradio writes is in a temporary folder, which is removed in the end.
     """
-    with tempfile.TemporaryDirectory(prefix="demo-page-") as folder, _environment(GRADIO_TEMP_DIR=folder):
+    with tempfile.TemporaryDirectory(prefix="demo-page-") as folder, _environment(folder):
         blocks = build(page)
         try:
             _, address, _ = blocks.launch(
@@ -102,11 +102,12 @@ class _Parts:
         about = page_view.escaped(page.about.sentence(parameters))
         gr.HTML(f"<h1>What do a frozen LMM’s words point at?</h1><p>{about}</p>", elem_id="gw-head")
         self.message = gr.HTML("", elem_id="gw-message")
-        with gr.Row(elem_id="gw-main"):
+        with gr.Row(elem_id="gw-both"):
             with gr.Column(scale=7, min_width=360):
                 self._look(page)
             with gr.Column(scale=5, min_width=360):
                 self._talk(page)
+        self._controls(page)
         self.looks: list[Any] = [self.kind, self.layer, self.head, self.k, self.refined]
         self.shown = [self.message, self.scenes, self.stage, self.attention, self.chat, self.seconds]
 
@@ -118,23 +119,31 @@ class _Parts:
             self.stage = gr.HTML(page_view.stage("", {}, ""), elem_id="gw-stage", min_width=260)
             self.attention = gr.HTML("", elem_id="gw-attention", min_width=260)
         self.seconds = gr.HTML("", elem_id="gw-times")
-        with gr.Row(elem_id="gw-views"):
-            self.kind = gr.Radio(VIEWS, value="mean", label="Attention", elem_id="gw-kind")
+
+    def _controls(self, page: Page) -> None:
+        with gr.Row(elem_id="gw-controls"):
+            self.kind = gr.Radio(VIEWS, value="mean", label="Attention", elem_id="gw-kind", min_width=300, scale=3)
             self.layer = self._number("Layer", page.maps.layers, (page.maps.layers + 1) // 2, "gw-layer")
             self.head = self._number("Head", page.maps.heads, 1, "gw-map")
             self.k = self._number("Clusters", 12, 4, "gw-k", low=2)
-        with gr.Row(elem_id="gw-choices"):
             self.lam = gr.Slider(
-                0.02, 0.98, LAMBDA, step=0.02, label="λ: words that score more are marked", elem_id="gw-lam",
-                interactive=page.selects,
+                0.02, 0.98, LAMBDA, step=0.02, label="Mark words that score more than λ", elem_id="gw-lam",
+                interactive=page.selects, min_width=240, scale=3,
             )  # fmt: skip
             self.refined = gr.Checkbox(
-                True, label="Refine masks (SAM)", elem_id="gw-refined", interactive=page.grounder.sam is not None
-            )
+                True, label="Refine masks", info="with SAM’s decoder", elem_id="gw-refined", min_width=160, scale=2,
+                interactive=page.grounder.sam is not None,
+            )  # fmt: skip
+        with gr.Row(elem_id="gw-save"):
+            self.json = gr.Button("Download JSON", size="sm", elem_id="gw-json")
+            self.png = gr.Button("Download PNG", size="sm", elem_id="gw-png")
+        self.saved = gr.Textbox(visible="hidden", elem_id="gw-saved")
 
     @staticmethod
     def _number(label: str, high: int, value: int, name: str, low: int = 1) -> gr.Slider:
-        return gr.Slider(low, max(high, low + 1), value, step=1, label=label, visible=False, elem_id=name)
+        return gr.Slider(
+            low, max(high, low + 1), value, step=1, label=label, visible=False, elem_id=name, min_width=140, scale=2
+        )
 
     def _talk(self, page: Page) -> None:
         script = (HERE / "page.js").read_text(encoding="utf-8")
@@ -157,10 +166,6 @@ class _Parts:
                 elem_id="gw-words", max_lines=1,
             )  # fmt: skip
             self.find = gr.Button("Ground", scale=1, min_width=80, elem_id="gw-find")
-        with gr.Row(elem_id="gw-save"):
-            self.json = gr.Button("Download JSON", size="sm", elem_id="gw-json")
-            self.png = gr.Button("Download PNG", size="sm", elem_id="gw-png")
-        self.saved = gr.Textbox(visible="hidden", elem_id="gw-saved")
 
 
 class _Wires:
@@ -300,8 +305,8 @@ def _theme() -> gr.themes.Base:
     """System fonts only: none is fetched."""
     sans = [gr.themes.utils.fonts.Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "sans-serif")]
     mono = [gr.themes.utils.fonts.Font(name) for name in ("ui-monospace", "monospace")]
-    return gr.themes.Soft(
-        primary_hue="blue", neutral_hue="slate", radius_size="md", spacing_size="sm", font=sans, font_mono=mono
+    return gr.themes.Default(
+        primary_hue="blue", neutral_hue="slate", radius_size="md", spacing_size="md", font=sans, font_mono=mono
     )
 
 
@@ -313,7 +318,9 @@ def _free_port(host: str) -> int:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def _environment(folder: str) -> Iterator[None]:
+    """Where Gradio writes, and how soon it sees that a tab was closed (seconds): it takes both from here alone."""
+    variables = {"GRADIO_TEMP_DIR": folder, "GRADIO_HEARTBEAT_INTERVAL": "2"}
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

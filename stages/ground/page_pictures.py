@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from stages.analyze.clusters import kmeans
+from stages.analyze.pictures import cluster_cells
 from stages.evaluate.conversations import COLOURS, Caption, draw_caption
 from stages.ground.results import Grounding
 
@@ -67,12 +67,13 @@ def heat(values: np.ndarray) -> str:
 
 
 def clusters(maps: np.ndarray, k: int) -> str:
-    """The address of the cells' clusters: cells that are alike over all maps, [C, h, w], have one colour."""
-    channels, height, width = maps.shape
-    labels = kmeans(maps.reshape(channels, -1).T, k)
-    palette = (255 * matplotlib.colormaps["tab20"](np.arange(20))[:, :3]).astype(np.uint8)
-    order = np.concatenate([np.arange(0, 20, 2), np.arange(1, 20, 2)])  # strong colours first
-    return _address(Image.fromarray(palette[order[labels % 20]].reshape(height, width, 3)))
+    """The address of the cells' clusters: cells that are alike over all maps, [C, h, w], have one colour.
+
+    From dark blue, which has the least attention, to yellow.
+    """
+    cells = cluster_cells(maps, k, seed=0)
+    share = cells / max(1, int(cells.max()))
+    return _address(Image.fromarray((255 * matplotlib.colormaps["viridis"](share)[..., :3]).astype(np.uint8)))
 
 
 def overlay_png(grounding: Grounding, refined: bool) -> bytes:

@@ -149,9 +149,12 @@ def stage(photo: str, layers: Mapping[int, str], caption: str) -> str:
     if not photo:
         return '<div class="gw-figure gw-nothing">Pick a scene, or upload a picture.</div>'
     last = max(layers, default=-1)
+    seen = layers.get(last, "").replace('class="gw-fill"', 'class="gw-fill gw-on"')
+    below = "".join(each for number, each in layers.items() if number != last)
+    marked = " gw-marked" if seen else ""
     return (
-        f'<figure class="gw-figure"><div class="gw-picture" data-last="{last}">'
-        f'<img class="gw-photo" src="{photo}" alt="the picture">{"".join(layers.values())}</div>'
+        f'<figure class="gw-figure"><div class="gw-picture{marked}" data-last="{last}">'
+        f'<img class="gw-photo" src="{photo}" alt="the picture">{below}{seen}</div>'
         f'<figcaption data-rest="{escaped(caption)}">{escaped(caption)}</figcaption></figure>'
     )
 
@@ -161,7 +164,9 @@ def attention(photo: str, grounding: Grounding | None, word: int, view: View, ma
     if not photo or grounding is None:
         return f'<div class="gw-figure gw-nothing">{HINT if photo else "Attention of words"}</div>'
     picture, caption, kind = "", "", ""
-    if not len(grounding.attention):
+    if not len(grounding.attention) and not grounding.phrases:
+        caption = "No attention was kept: nothing is marked. Name something, and its attention appears here."
+    elif not len(grounding.attention):
         caption = "The attention of this turn is not kept any more: ask again, or begin a new conversation."
     else:
         picture, caption = _attention_picture(grounding.attention_of(word).astype(np.float32), view, maps)
