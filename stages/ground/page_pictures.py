@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from stages.analyze.pictures import cluster_cells
-from stages.evaluate.conversations import COLOURS, Caption, draw_caption
+from stages.evaluate.conversations import COLOURS
+from stages.ground.overlay import draw_overlay
 from stages.ground.results import Grounding
 
 SIDE: Final = 640
@@ -77,10 +78,8 @@ def clusters(maps: np.ndarray, k: int) -> str:
 
 
 def overlay_png(grounding: Grounding, refined: bool) -> bytes:
-    """What is downloaded: the image with all masks, as a PNG."""
-    masks = {n: p.mask if refined else p.coarse_mask for n, p in enumerate(grounding.phrases)}
-    caption = Caption(words=tuple(w.text for w in grounding.words), phrases=grounding.numbers, masks=masks)
-    return _bytes(draw_caption(np.asarray(grounding.image), caption, SAVED_SIDE), "PNG")
+    """What is downloaded: the image with all masks, and their legend, as a PNG."""
+    return _bytes(draw_overlay(grounding if refined else grounding.unrefined(), SAVED_SIDE), "PNG")
 
 
 def address_of(content: bytes, kind: str) -> str:
