@@ -78,8 +78,10 @@ def open_page(page: Page, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
                 css=(HERE / "page.css").read_text(encoding="utf-8"),
                 app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
             )
-        except OSError as error:
-            raise PipelineError(f"the page can not be served at {host}:{port} ({error}): give another --port") from None
+        except OSError:
+            raise PipelineError(
+                f"the page can not be at {host}:{port}, it is taken or not this machine's: give another --port, or --host"
+            ) from None
         try:
             yield str(address)
         finally:
@@ -311,6 +313,7 @@ def _theme() -> gr.themes.Base:
 
 
 def _free_port(host: str) -> int:
+    """OSError for a host that is not this machine's."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))

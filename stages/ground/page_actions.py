@@ -145,9 +145,9 @@ class Page:
         found = talk.focused()
         caption = "What you ask about."
         if found is not None:
-            many = len(found.phrases)
-            masks = "mask" if many == 1 else "masks"
-            caption = f"{many} {masks}, {'refined' if view.refined else 'before refinement'}. Point at a word."
+            many = sum(phrase.area > 0 for phrase in (found if view.refined else found.unrefined()).phrases)
+            masks = "1 mask" if many == 1 else f"{many or 'no'} masks"
+            caption = f"{masks}, {'refined' if view.refined else 'before refinement'}. Point at a word."
         return page_view.stage(talk.photo, talk.layers(view), caption)
 
     def attention(self, talk: Talk, view: View) -> str:

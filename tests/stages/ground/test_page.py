@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import socket
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from manifests.errors import DatasetError
+from manifests.errors import DatasetError, PipelineError
 from manifests.masks import encode
 from manifests.scenes.world import make_scene
 from stages.extract.images import Box
@@ -254,6 +255,23 @@ def test_a_talk_with_the_embedded_models(page: Page) -> None:
             list(page.ask(talk, question, 0.3, earlier=True))
     with pytest.raises(DatasetError, match="no picture yet"):
         list(page.ask(page.sessions["other"], "What?", 0.3, earlier=True))
+
+
+def test_a_port_that_is_taken_is_told(page: Page) -> None:
+    pytest.importorskip("gradio", reason="pip install 'frozen-lmm-grounding[page]'")
+    from stages.ground.page import open_page
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(PipelineError, match=re.escape(f"127.0.0.1:{port}, it is taken")),
+            open_page(page, port=port),
+        ):
+            pass
+    with pytest.raises(PipelineError, match=re.escape("203.0.113.9")), open_page(page, "203.0.113.9"):
+        pass
 
 
 def test_a_head_that_selects_no_words_still_talks(page: Page, monkeypatch: Any) -> None:
