@@ -80,7 +80,7 @@ def open_page(page: Page, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
             )
         except OSError:
             raise PipelineError(
-                f"the page can not be at {host}:{port}, it is taken or not this machine's: give another --port, or --host"
+                f"no page at {host}:{port}, it is taken or not this machine's: give another --port or --host"
             ) from None
         try:
             yield str(address)
