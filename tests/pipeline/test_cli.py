@@ -29,6 +29,8 @@ OPTIONS = {
     "ground": ["--image", "--ask", "--phrase", "--lmm", "--head", "--head-class", "--out", "--lam",
                "--max-answer-tokens", "--own-settings", "--seed", "--refiner", "--no-refiner", "--side", "--device",
                "--gpus", "--sam-checkpoint", "--trust-remote-code", "--overwrite"],
+    "demo-page": ["--lmm", "--head", "--head-class", "--sam-checkpoint", "--device", "--gpus", "--trust-remote-code",
+                  "--max-answer-tokens", "--host", "--port"],
     "compare": ["--out"],
     "import-head": ["--file", "--cache", "--out"],
     "push-head": ["--head", "--head-class", "--repo", "--evaluation", "--private", "--license", "--dry-run", "--out"],

@@ -1,0 +1,283 @@
+"""The page without a browser: what is shown is a function of what was grounded; what is kept is bounded."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import socket
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from manifests.errors import DatasetError, PipelineError
+from manifests.masks import encode
+from manifests.scenes.world import make_scene
+from stages.extract.images import Box
+from stages.ground import page_actions, page_pictures, page_view
+from stages.ground.grounder import Grounder
+from stages.ground.page_actions import About, Page, open_upload, said
+from stages.ground.page_session import ATTENTIVE, SHOWN, Sessions, Talk
+from stages.ground.page_view import Maps, View
+from stages.ground.results import Grounding, Phrase, split_words
+
+MAPS = Maps(layers=2, heads=2, of={(1, 1): [0], (1, 2): [1], (2, 2): [2]})
+
+
+def mask(*box: int) -> np.ndarray:
+    found = np.zeros((40, 60), bool)
+    found[box[1] : box[3], box[0] : box[2]] = True
+    return found
+
+
+def grounding(text: str = "the ring, on grass", lam: float | None = 0.3) -> Grounding:
+    """Two phrases (words 0-1 and 3) over 3 maps of 4 x 6 cells."""
+    words = split_words(text, [0.9, 0.8, 0.1, 0.7])
+    boxes = {(0, 1): (5, 5, 20, 20), (3,): (0, 10, 60, 40)}
+    phrases = tuple(
+        Phrase(
+            text=text[words[group[0]].start : words[group[-1]].end],
+            start=words[group[0]].start,
+            end=words[group[-1]].end,
+            words=group,
+            score=0.8,
+            rle=encode(mask(*box)),
+            coarse_rle=encode(mask(box[0], box[1], box[2] - 4, box[3])),
+        )
+        for group, box in boxes.items()
+    )
+    maps = np.random.default_rng(0).random((4, 3, 6, 6)).astype(np.float16)
+    return Grounding(
+        image=Image.new("RGB", (60, 40), (90, 120, 150)),
+        question="what?",
+        text=text,
+        finished=True,
+        words=words,
+        phrases=phrases,
+        lam=lam,
+        attention=maps,
+        box=Box(top=8, left=0, height=32, width=48, size=48),
+        seconds={"answer": 1.0, "capture": 0.25},
+    )
+
+
+def pixels(address: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))))
+
+
+def source(html: str, kind: str) -> str:
+    found = re.search(rf'<img class="{kind}[^>]*src="([^"]*)"', html)
+    assert found, html[:500]
+    return found[1]
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.said = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+
+
+@given(st.text(alphabet="<>&\"'${}`\\ /abimgonerror=x\n", min_size=1))
+def test_text_is_never_markup_nor_a_template(text: str) -> None:
+    shown = Tags(page_view.pending(text, text))
+    assert set(shown.tags) <= {"div", "span", "i"}
+    assert not set("${}`") & set(page_view.escaped(text))
+    assert Tags(page_view.message(text)).said == text
+
+
+@given(st.lists(st.sampled_from(["a", "<b>", "ring,", "${x}", "\n"]), min_size=4, max_size=4))
+def test_words_are_the_text_and_marks_are_the_phrases(parts: list[str]) -> None:
+    text = " ".join(parts).strip() or "a"
+    found = split_words(text)
+    given = grounding()
+    given = Grounding(
+        **{name: getattr(given, name) for name in Grounding.__slots__} | {"text": text, "words": found, "phrases": ()}
+    )
+    assert Tags(page_view.words(0, given)).said.split() == text.split()
+
+
+def test_marks_close_where_a_phrase_ends() -> None:
+    html = page_view.words(7, grounding())
+    marks = re.findall(r"<mark[^>]*>(.*?)</mark>", html)
+    assert [Tags(each).said for each in marks] == ["the ring,", "grass"]
+    assert re.findall(r'data-turn="7" data-word="(\d)" data-phrase="(-?\d)"', html) == [
+        ("0", "0"), ("1", "0"), ("2", "-1"), ("3", "1"),
+    ]  # fmt: skip
+    assert "score 0.80, 9.4 % of the image" in html and "not marked" in html  # 225 of 2,400 pixels
+
+
+def test_layers_are_the_masks() -> None:
+    """Against the mask enlarged without interpolation: the same but for the outline."""
+    fill, spot = (pixels(each) for each in page_pictures.layers(mask(5, 5, 20, 20), 0, (600, 400)))
+    large = mask(5, 5, 20, 20).repeat(10, 0).repeat(10, 1)
+    near = np.pad(large, 12)
+    inner, outer = np.ones_like(large), np.zeros_like(large)
+    for y in range(0, 25, 4):
+        for x in range(0, 25, 4):
+            inner &= near[y : y + 400, x : x + 600]
+            outer |= near[y : y + 400, x : x + 600]
+    assert (fill[~outer][:, 3] == 0).all() and (fill[inner][:, 3] > 80).all()
+    assert (spot[inner][:, 3] == 0).all() and (spot[~outer][:, 3] > 160).all()
+    assert (fill[..., 3] == 255).any() and tuple(fill[100, 100][:3]) == page_pictures.COLOURS[0]
+
+
+def test_masks_before_refinement_and_of_other_turns() -> None:
+    refined, coarse = (page_view.turn_layers(0, grounding(), View(refined=each)) for each in (True, False))
+    assert refined != coarse and refined.count("gw-fill") == coarse.count("gw-spot") == 2
+    assert re.findall(r'gw-fill" data-turn="0" data-phrase="(\d)"', refined) == ["1", "0"]  # the larger one below
+    html = page_view.stage("data:,", {0: refined, 1: page_view.turn_layers(1, grounding(), View())}, "two")
+    assert re.findall(r'gw-fill gw-on" data-turn="(\d)"', html) == ["1", "1"] and 'data-last="1"' in html
+
+
+def test_attention_is_of_the_word_the_map_and_the_image() -> None:
+    given = grounding()
+    inside = given.attention[2, :, 1:5].astype(np.float32)  # the image's rows of the square
+    mean = page_view.attention("data:,", given, 2, View(), MAPS)
+    assert "mean of 3 attention maps" in mean
+    brightness = pixels(source(mean, "gw-heat")).astype(int).sum(-1)
+    assert brightness.shape == (4, 6)
+    assert np.array_equal(np.argsort(brightness, None)[-3:], np.argsort(inside.mean(0), None)[-3:])
+    one = page_view.attention("data:,", given, 2, View(kind="map", layer=2, head=2), MAPS)
+    assert pixels(source(one, "gw-heat")).astype(int).sum(-1).argmax() == inside[2].argmax()
+    assert "layer 2 of 2, head 2 of 2" in one
+    absent = page_view.attention("data:,", given, 2, View(kind="map", layer=2, head=1), MAPS)
+    assert "not among the maps" in absent and "gw-heat" not in absent
+    for k in (2, 5):
+        html = page_view.attention("data:,", given, 2, View(kind="kmeans", k=k), MAPS)
+        assert len(np.unique(pixels(source(html, "gw-cells")).reshape(-1, 3), axis=0)) == k
+
+
+def test_seconds_name_the_parts() -> None:
+    assert Tags(page_view.seconds(grounding())).said == "answercaptureSAMselectordecodetogether1.00 s0.25 s–––1.25 s"
+
+
+def test_what_is_kept_of_a_talk_is_bounded() -> None:
+    talk = Talk()
+    for _ in range(SHOWN + 3):
+        talk.add(grounding())
+    assert len(talk.turns) == SHOWN and min(talk.turns) == 3
+    assert [len(turn.grounding.attention) for turn in talk.turns.values()] == [0] * (SHOWN - ATTENTIVE) + [
+        4
+    ] * ATTENTIVE
+    talk.point(0, 0)
+    assert talk.focus == (SHOWN + 2, 0)  # turn 0 is gone
+    talk.point(3, 1)
+    faded = page_view.attention("data:,", talk.focused(), 1, View(), MAPS)
+    assert "not kept any more" in faded and "gw-heat" not in faded
+
+
+def test_sessions_are_bounded_and_forgotten() -> None:
+    now = [0.0]
+    sessions = Sessions(most=2, idle=60, clock=lambda: now[0])
+    one = sessions["one"]
+    assert sessions["one"] is one
+    assert sessions["two"] is not one and sessions["one"] is one
+    assert sessions["three"] is not None and len(sessions) == 2
+    assert sessions["one"] is one  # "two" was idle for longer
+    now[0] = 61.0
+    assert sessions["four"] is not one and len(sessions) == 1
+    sessions.forget("four")
+    sessions.forget("nobody")
+    assert len(sessions) == 0
+
+
+def test_uploads_are_upright_and_removed(tmp_path: Path) -> None:
+    file = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 20), (10, 200, 30)).save(file, exif=exif)
+    assert open_upload(file).size == (20, 60)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["text.png", "empty.png", "gone.png", "many.png"])
+def test_bad_uploads_are_told_without_a_path_and_removed(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(page_actions, "MAX_UPLOAD_PIXELS", 1000)
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "empty.png").touch()
+    Image.new("L", (40, 26)).save(tmp_path / "many.png")
+    with pytest.raises(DatasetError, match=f"^{name} ") as told:
+        open_upload(tmp_path / name)
+    assert str(tmp_path) not in str(told.value) and not (tmp_path / name).exists()
+
+
+def test_errors_of_the_program_are_logged_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert "secret" not in said(KeyError("secret")) and "secret" in caplog.text
+    assert said(DatasetError("what is wrong")) == "what is wrong"
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(Grounder.load(), About(max_answer_tokens=48))
+
+
+def test_a_talk_with_the_embedded_models(page: Page) -> None:
+    page.pick("user", 0)
+    talk = page.sessions["user"]
+    pieces = list(page.ask(talk, "What is in the picture?", 0.3, earlier=True))
+    alone = page.grounder.answer(
+        make_scene(*page_actions.SCENES[0]).image, "What is in the picture?", max_new_tokens=48
+    )
+    assert pieces[-1] == alone.text and len(pieces) > 1
+    before = talk.turns[0].grounding
+    assert before.text == alone.text and before.phrases
+    calls = []
+    page.grounder.lmm.capture.run, run = lambda *_, **__: calls.append(1), page.grounder.lmm.capture.run  # type: ignore
+    try:
+        talk.choose(page.grounder, 0.9)
+    finally:
+        page.grounder.lmm.capture.run = run  # type: ignore[method-assign]
+    after = talk.turns[0].grounding
+    assert calls == [] and sum(len(p.words) for p in after.phrases) < sum(len(p.words) for p in before.phrases)
+    assert after.seconds["capture"] == before.seconds["capture"] > 0
+    page.ground_words(talk, "the ring")
+    assert talk.turns[1].grounding.phrases[0].text == "the ring" and talk.focus == (1, 0)
+    list(page.ask(talk, "how many rings are there ?", 0.3, earlier=False))
+    assert talk.last is not None and talk.last.turns == ()
+    with Image.open(io.BytesIO(base64.b64decode(page.saved(talk, "png", True).partition(",")[2]))) as saved:
+        assert saved.format == "PNG"
+    for question, fault in (("", "empty"), ("x" * 1001, "1000 are allowed")):
+        with pytest.raises(DatasetError, match=fault):
+            list(page.ask(talk, question, 0.3, earlier=True))
+    with pytest.raises(DatasetError, match="no picture yet"):
+        list(page.ask(page.sessions["other"], "What?", 0.3, earlier=True))
+
+
+def test_a_port_that_is_taken_is_told(page: Page) -> None:
+    pytest.importorskip("gradio", reason="pip install 'frozen-lmm-grounding[page]'")
+    from stages.ground.page import open_page
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(PipelineError, match=re.escape(f"127.0.0.1:{port}, it is taken")),
+            open_page(page, port=port),
+        ):
+            pass
+    with pytest.raises(PipelineError, match=re.escape("203.0.113.9")), open_page(page, "203.0.113.9"):
+        pass
+
+
+def test_a_head_that_selects_no_words_still_talks(page: Page, monkeypatch: Any) -> None:
+    monkeypatch.setattr(page, "selects", False)
+    page.pick("user", 1)
+    talk = page.sessions["user"]
+    list(page.ask(talk, "What is in the picture?", 0.3, earlier=True))
+    assert talk.turns[0].grounding.phrases == () and "<mark" not in page.chat(talk)
+    assert "gw-said" in page.chat(talk) and "nothing is marked" in page.attention(talk, View())
