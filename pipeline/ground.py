@@ -15,7 +15,7 @@ import tyro
 from manifests.errors import DatasetError, PipelineError
 from pipeline import ground_files as files
 from pipeline import ground_text as text
-from pipeline.train_head import choose_device, prepare_out
+from pipeline.train_head import prepare_out
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 QUESTION = "What is in the picture?"
 OF_ANSWERS = ("ask", "lam", "max_answer_tokens", "own_settings", "seed")  # options that --phrase has no use for
+OUT_OF_MEMORY = "memory ran out: give a smaller image, or a smaller --max-answer-tokens"
 NOTE = (
     "the embedded LMM knows rendered scenes of coloured shapes and nothing else; about any other picture, "
     "a photo for one, its answer is outside of what it was trained on and to be expected to be wrong"
@@ -108,25 +109,31 @@ class _Run:
 
 def run(args: Ground) -> None:
     """Answer, mark, draw, print; see Ground."""
+    from torch import OutOfMemoryError
+
+    from stages.ground.grounder import device_of
+
     phrases = tuple(phrase for group in args.phrase for phrase in group)
     _check(args, phrases)
-    device = choose_device(args.device)
-    _check_gpus(args.gpus, device)
+    device = device_of(args.device, args.gpus)
     paths = _photos(args)
     about = _about(args, phrases)
     prepare_out(args.out, "results of ground", files.is_ours)
     files.begin(args.out)
     done, load = _Run(), cache(partial(_load, args, device))
-    for name, path, several in _each(paths):
-        if several:
-            print(text.console(f"\n──── {text.one_line(path)}"))
-        try:
-            _image(args, load, about, name, path, done)
-        except DatasetError as fault:
-            done.failures.append({"image": str(path), "reason": text.one_line(fault)})
+    try:
+        for name, path, several in _each(paths):
             if several:
-                text.complain(path, fault)
-    file = files.finish(args.out, about, done.results, done.failures, done.totals())
+                print(text.console(f"\n──── {text.one_line(path)}"))
+            try:
+                _image(args, load, about, name, path, done)
+            except (DatasetError, OutOfMemoryError, MemoryError) as fault:
+                reason = str(fault) if isinstance(fault, DatasetError) else OUT_OF_MEMORY
+                done.failures.append({"image": str(path), "reason": text.one_line(reason)})
+                if several:
+                    text.complain(path, reason)
+    finally:  # stopped, it says what was done
+        file = files.finish(args.out, about, done.results, done.failures, done.totals())
     if not done.results:
         first = done.failures[0]["reason"]
         raise PipelineError(first if len(paths) == 1 else f"none of the {len(paths)} images was grounded: {first}")
@@ -156,14 +163,6 @@ def _check(args: Ground, phrases: tuple[str, ...]) -> None:
         if option.name in without_say and getattr(args, option.name) != option.default:
             name, where = option.name.replace("_", "-"), "with --phrase" if phrases else "without --own-settings"
             raise PipelineError(f"--{name} changes nothing {where}: leave one of them out")
-
-
-def _check_gpus(gpus: int, device: str) -> None:
-    import torch
-
-    there = torch.cuda.device_count() if device == "cuda" else 0
-    if gpus < 1 or gpus > max(1, there):
-        raise PipelineError(f"--gpus {gpus}: must be between 1 and the number of GPUs here, {there}")
 
 
 def _photos(args: Ground) -> list[Path]:
@@ -248,8 +247,6 @@ def _image(
 
 def _grounded(args: Ground, grounder: Grounder, photo: Image.Image) -> tuple[Grounding, tuple[float, float]]:
     """The answer, printed while it is said, and its masks; seconds until each. DatasetError: it failed."""
-    from torch import OutOfMemoryError
-
     start = time.perf_counter()
     phrases = [phrase for group in args.phrase for phrase in group]
     try:
@@ -270,8 +267,6 @@ def _grounded(args: Ground, grounder: Grounder, photo: Image.Image) -> tuple[Gro
         return grounding, (answered, time.perf_counter() - start)
     except PipelineError as fault:
         raise DatasetError(str(fault)) from None
-    except (OutOfMemoryError, MemoryError):
-        raise DatasetError("memory ran out: give a smaller image, or a smaller --max-answer-tokens") from None
 
 
 def _ending(about: dict[str, Any], done: _Run, file: Path) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "ground.json"
 COMMAND: Final = "ground"
-_LONGEST: Final = 80  # characters of a name: file systems take 255 bytes
+_LONGEST: Final = 200  # bytes of a name: file systems take 255, and it gets endings
 
 
 def names(paths: Sequence[Path]) -> list[str]:
@@ -28,7 +28,8 @@ def names(paths: Sequence[Path]) -> list[str]:
     """
     taken, found = {Path(FILE).stem}, []
     for path in paths:
-        stem = "".join(c if c.isprintable() else "_" for c in path.stem).lstrip(".")[:_LONGEST] or "image"
+        stem = "".join(c if c.isprintable() else "_" for c in path.stem).lstrip(".")
+        stem = stem.encode()[:_LONGEST].decode(errors="ignore") or "image"
         name, number = stem, 1
         while name.casefold() in taken:
             number += 1

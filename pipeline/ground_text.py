@@ -46,11 +46,10 @@ class Speech:
         print(console(plain(piece)), end="", flush=True)
 
 
-def complain(path: Path, fault: Exception) -> None:
+def complain(path: Path, reason: str) -> None:
     """One line on stderr: which image, and why."""
     from tqdm import tqdm
 
-    reason = str(fault)
     tqdm.write(one_line(f"error: {reason if str(path) in reason else f'{path}: {reason}'}"), file=sys.stderr)
 
 

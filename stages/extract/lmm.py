@@ -66,7 +66,7 @@ class FrozenLMM:
         self.model = self._load(options)
         placed = getattr(self.model, "hf_device_map", {})  # none where all of it went to one
         if gpus > 1 and not set(placed.values()) <= set(range(gpus)):
-            raise ModelError(f"{preset.source} does not fit into {gpus} GPUs: give a larger --gpus-per-worker")
+            raise ModelError(f"{preset.source} does not fit into {gpus} GPUs: give a larger --gpus-per-worker (--gpus)")
         self.processor = processor or LMMProcessor(preset)
         self.capture = AttentionCapture(self.model, merge)
         text = self.capture.config
@@ -96,7 +96,7 @@ class FrozenLMM:
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ModelError(
                 f"{folder} does not fit into the memory of {self.device} ({first_line(error)}): "
-                "give --dtype bfloat16, --gpus-per-worker 2 or more, or a --device with more"
+                "give --dtype bfloat16, --gpus-per-worker (--gpus) 2 or more, or a --device with more"
             ) from error
         except Exception as error:  # what damaged files make safetensors and transformers raise has no common base
             if attention != "auto" and isinstance(error, (ImportError, ValueError)):

@@ -9,7 +9,8 @@ from manifests.errors import DatasetError, ModelError
 from manifests.files import text_fault
 from stages.extract.presets import LMMPreset
 
-ANSWER: Final = "answer"  # stands for one where a template is asked what follows it
+ANSWER: Final = "answer"  # stands for one where its last token may change what follows it
+MARK: Final = "ANSWERqxz71"  # stands for one where a template is asked what follows it: no template's own words hold it
 PLACEHOLDERS: Final = ("image_token", "boi_token", "video_token", "audio_token")
 """A processor's attributes: what it puts pictures and sounds in the place of, be it a token of the tokenizer or not."""
 
@@ -58,11 +59,11 @@ def _after_answer(question: str, processor: Any) -> str:
 
     first = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}
     last = {"role": "user", "content": [{"type": "text", "text": question}]}
-    for answer in ([{"type": "text", "text": ANSWER}], ANSWER):  # some templates take answers as plain strings only
+    for answer in ([{"type": "text", "text": MARK}], MARK):  # some templates take answers as plain strings only
         messages = [first, {"role": "assistant", "content": answer}, last]
         with suppress(TemplateError, TypeError):
             written = processor.apply_chat_template(messages, add_generation_prompt=True)
-            before, found, after = written.partition(ANSWER)
+            before, found, after = written.partition(MARK)
             if found and not before.endswith("'text': '") and question.strip() in after:  # not the list as it prints
                 return after
     raise ModelError("this LMM's chat template writes no second question: ask each about the image anew")

@@ -125,12 +125,12 @@ class Grounder:
         Raises ModelError for parts that can not be loaded, and IdentityMismatch, naming the fields, where the LMM or
         SAM is not the one that the head was trained with.
         """
+        device = device_of(device, gpus)
         folder = fetch_head(str(head))
         loaded = load_head(folder, class_of(head_class) if head_class else None)
         if loaded.priors is None:
             raise ModelError(f"{head} does not say which priors it is for; train it again, or import it for a cache")
         trained = loaded.priors
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         preset = _as_trained(resolve_lmm(lmm, trust_remote_code=trust_remote_code), trained["lmm"])
         dtype, sam, images = trained["lmm"]["dtype"], None, trained["images"]
         if loaded.refined_size is not None:
@@ -166,15 +166,21 @@ class Grounder:
     ) -> Answer:
         """What the LMM says about an image: always the likeliest token (greedy).
 
-        after: the answer that this question follows; the LMM sees all turns up to it, their tokens as they were
-        said, and `image` is to be the same one.  own_settings: as the checkpoint's generation_config says instead
+        after: the answer that this question follows, about the same image; the LMM sees all turns up to it, their
+        tokens as they were said.  own_settings: as the checkpoint's generation_config says instead
         (temperature, top-p, …), sampled with `seed`.  on_text: is given the answer piece by piece.
         Raises DatasetError for an image or a question that the LMM does not take.
         """
+        if max_new_tokens < 1:
+            raise PipelineError(f"an answer of {max_new_tokens} tokens: it must have at least 1")
         if not question.strip():
             raise DatasetError("the question is empty: ask something")
         with self._lock:
             seen = self.look(image)
+            if after is not None and seen is not after.seen:
+                if seen.image.size != after.image.size or not np.array_equal(seen.prepared, after.seen.prepared):
+                    raise DatasetError("the answer that this question follows is about another image: begin anew")
+                seen = after.seen  # what was made of it is there
             prompt = self._prompt(seen, question, after)
             start = time.perf_counter()
             said = self.lmm.speak(
@@ -376,6 +382,19 @@ class _Watch:
         yield
         self.wait()
         self.seconds[part] += time.perf_counter() - start
+
+
+def device_of(device: str, gpus: int) -> str:
+    """cuda or cpu for auto. PipelineError for a GPU, or so many, that torch does not see."""
+    there = torch.cuda.device_count()
+    device = ("cuda" if there else "cpu") if device == "auto" else device
+    if device != "cpu" and not (device.startswith("cuda") and there):
+        raise PipelineError(f"device {device}: torch sees no such device here; give cpu, or auto")
+    if not 1 <= gpus <= (max(1, there) if device == "cuda" else 1):
+        raise PipelineError(
+            f"--gpus {gpus}: must be between 1 and the number of GPUs here, {there if device != 'cpu' else 0}"
+        )
+    return device
 
 
 def _as_trained(preset: LMMPreset, trained: dict[str, Any]) -> LMMPreset:

@@ -33,7 +33,10 @@ def open_photo(image: ImageLike) -> Image.Image:
     if isinstance(image, Image.Image):
         if fault := size_fault(image.height, image.width):
             raise DatasetError(f"the image {fault}: use a smaller one")
-        return _upright(image)
+        try:
+            return _upright(image)
+        except BrokenPicture as fault:
+            raise DatasetError(f"the image {fault}: convert it to RGB") from None
     path = Path(image)
     try:
         with opened_picture(path) as opened:
@@ -45,6 +48,11 @@ def open_photo(image: ImageLike) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # Pillow would cut them off at 255: a white picture
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise BrokenPicture(f"has values that are no colours (Pillow's mode {image.mode})")
+        image = Image.fromarray((values // 257).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, (255, 255, 255, 255))

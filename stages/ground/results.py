@@ -117,7 +117,7 @@ class Grounding:
     box: Box
     """Where the image lies in that square."""
     seconds: dict[str, float]
-    """By `PARTS`; what was not needed again is 0."""
+    """By `PARTS`: what this grounding took, 0 for what was there already; `answer` is that of its answer."""
 
     def attention_of(self, word: int) -> np.ndarray:
         """float16 [C, h', w']: the maps of a word (of its phrase, where words were given) on the image's cells."""

@@ -206,10 +206,21 @@ def test_a_head_of_another_lmm_is_refused(scenes: Path, tmp_path: Path, capsys: 
 
 def test_names_are_the_files_own_and_none_is_taken_twice() -> None:
     paths = [
-        Path(p) for p in ("a/x.jpg", "b/X.png", "x-2.png", "ground.png", "...", "a/\x1b[0m.png", f"{'n' * 200}.png")
+        Path(p)
+        for p in (
+            "a/x.jpg",
+            "b/X.png",
+            "x-2.png",
+            "ground.png",
+            "...",
+            "a/\x1b[0m.png",
+            f"{'n' * 250}.png",
+            f"{'語' * 80}.png",
+            f"{'語' * 80}.jpg",
+        )
     ]
     found = ground_files.names(paths)
-    assert found == ["x", "X-2", "x-2-2", "ground-2", "image", "_[0m", "n" * 80]
+    assert found == ["x", "X-2", "x-2-2", "ground-2", "image", "_[0m", "n" * 200, "語" * 66, f"{'語' * 66}-2"]
     assert len({name.casefold() for name in found}) == len(found)
 
 

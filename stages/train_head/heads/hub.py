@@ -94,6 +94,8 @@ def fetch_head(where: str) -> Path:
         repo, _, revision = where.removeprefix(SCHEME).partition("@")
         return _downloaded(repo, revision or None)
     if where == "tiny":
+        if Path(where).is_dir():
+            raise ModelError("tiny is the embedded head, and a folder here: rename the folder, or give its whole path")
         return EMBEDDED
     if not Path(where).is_dir():
         raise ModelError(f"no head in {where}: there is no such folder; a head of the Hub is {SCHEME}user/name")

@@ -49,6 +49,13 @@ TEMPLATES: Final[dict[str, tuple[str, str]]] = {
         + BLOCKS % "[IMG]"
         + "[/INST]{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}",
     ),
+    "a system prompt that speaks of answers": (
+        "mistral3",
+        "{{ bos_token }}[INST]To answer, answer.[/INST]{% for m in messages %}{% if m.role == 'user' %}"
+        + "[INST]"
+        + BLOCKS % "[IMG]"
+        + "[/INST]{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}",
+    ),
     "answers as they print": (
         "internvl",
         "{% for m in messages %}{% if m.role == 'user' %}User: "

@@ -4,6 +4,7 @@ are reused; λ, turns, given words, and what is refused."""
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,49 @@ def test_streaming_turns_and_own_settings(grounder: Grounder, data_root: Path, s
     assert not cut.finished and len(cut.reply.ids) <= 3
 
 
+def test_a_turn_belongs_to_its_image(grounder: Grounder, data_root: Path, small_cache: Path) -> None:
+    first, other = (image_of(sample, data_root) for sample in Priors.open(small_cache).samples[:2])
+    answer = grounder.answer(first, "What is in the picture?")
+    again = grounder.answer(first, "how many rings are there ?", after=answer)  # the same file, opened again
+    assert again.seen is answer.seen
+    with pytest.raises(DatasetError, match="about another image"):
+        grounder.answer(other, "how many rings are there ?", after=answer)
+
+
+def test_where_a_gpu_has_no_room_half_of_the_words_are_captured_at_a_time(
+    grounder: Grounder, data_root: Path, small_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = Priors.open(small_cache).samples[0]
+    answer = grounder.answer(image_of(sample, data_root), "What is in the picture?")
+    whole = grounder.ground(replace(answer))
+    captured, sizes = grounder.lmm.run, []
+
+    def small(batch: list, length: int | None = None, past: object = None) -> object:
+        sizes.append(len(batch[0].object_tokens))
+        if sizes[-1] > 5:
+            raise torch.OutOfMemoryError("made to fail")
+        return captured(batch, length, past)
+
+    monkeypatch.setattr(grounder.lmm, "run", small)
+    parts = grounder.ground(replace(answer, priors=None))
+    assert max(sizes) > 5 and sum(size for size in sizes if size <= 5) == len(parts.words)
+    np.testing.assert_array_equal(parts.attention, whole.attention)
+    assert [p.rle for p in parts.phrases] == [p.rle for p in whole.phrases]
+
+
+def test_threads_share_a_grounder(grounder: Grounder, data_root: Path, small_cache: Path) -> None:
+    images = [image_of(sample, data_root) for sample in Priors.open(small_cache).samples[:4]]
+
+    def said(image: Path) -> tuple[str, list[str]]:
+        found = grounder.ground(grounder.answer(image, "What is in the picture?"))
+        return found.text, [phrase.rle["counts"] for phrase in found.phrases]
+
+    alone = [said(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(said, images)) == alone
+    assert len({text for text, _ in alone}) > 1
+
+
 def test_an_answer_without_words_has_no_phrases(grounder: Grounder, data_root: Path, small_cache: Path) -> None:
     sample = Priors.open(small_cache).samples[0]
     answer = grounder.answer(image_of(sample, data_root), "What is in the picture?")
@@ -194,6 +238,8 @@ def test_what_is_refused(grounder: Grounder, tmp_path: Path) -> None:
     for phrases in ("", [], ["ring", " "], "a" * 10_001, "<image>"):
         with pytest.raises(PipelineError):
             grounder.segment(image, phrases)
+    with pytest.raises(PipelineError, match="at least 1"):
+        grounder.answer(image, "What is in the picture?", max_new_tokens=0)
     with pytest.raises(DatasetError, match="context"):
         grounder.answer(image, "ring " * 1200)
     with pytest.raises(DatasetError, match="context"):
@@ -209,6 +255,9 @@ def test_other_models_than_the_heads_are_refused(tmp_path: Path) -> None:
     other = save_family("llava", tmp_path / "llava")
     with pytest.raises(IdentityMismatch, match=r"lmm\.(files|layers)"):
         Grounder.load(lmm=str(other), head=HEAD)
+    for wrong in ({"gpus": 3}, {"device": "cuda:99"}, {"device": "abacus"}):
+        with pytest.raises(PipelineError, match=r"GPUs here|no such device"):
+            Grounder.load(**wrong)
     nameless = load_head(HEAD)
     nameless.priors = None
     save_head(nameless, tmp_path / "nameless")

@@ -44,6 +44,22 @@ def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     assert found.getpixel((0, 0)) == (10, 20, 30) and found.getpixel((3, 1)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_sixteen_bits_keep_their_greys(ending: str, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
+    Image.fromarray(ramp).save(tmp_path / f"a.{ending}")
+    for given in (tmp_path / f"a.{ending}", Image.fromarray(ramp)):
+        found = np.asarray(open_photo(given))
+        assert np.abs(found.astype(int) - (ramp // 257)[..., None]).max() <= 1
+
+
+def test_values_that_are_no_colours_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tif")
+    for given in (tmp_path / "a.tif", Image.fromarray(np.full((4, 4), -1, np.int32))):
+        with pytest.raises(DatasetError, match="no colours"):
+            open_photo(given)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "1"])
 def test_every_mode_is_rgb(mode: str, tmp_path: Path) -> None:
     Image.new("RGB" if mode == "P" else mode, (5, 3)).convert(mode).save(tmp_path / "a.tif")
