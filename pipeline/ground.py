@@ -37,7 +37,7 @@ class Ground:
 
     Of every image --out gets NAME.json (answer, phrases with character spans, scores, boxes, masks as COCO RLE) and
     NAME.png (the image with the masks, and a legend); of the run ground.json. Stopped? The same command goes on: what
-    is there of the same image, question, settings and head is kept.
+    is there of the same image, question, settings and head is kept. Exit status 0 where an image was grounded, else 2.
     """
 
     image: tyro.conf.UseAppendAction[tuple[tuple[Path, ...], ...]] = ()
@@ -176,9 +176,10 @@ def _photos(args: Ground) -> list[Path]:
 
 def _about(args: Ground, phrases: tuple[str, ...]) -> dict[str, Any]:
     """What every result of this run was made with: two that agree in it are the same, but for the rounding."""
-    from stages.train_head.heads.checkpoint import weights_digest
+    from stages.train_head.heads.checkpoint import read_description, weights_digest
     from stages.train_head.heads.hub import fetch_head
 
+    read_description(fetch_head(args.head))  # says what is no head
     settings: dict[str, Any] = {"question": None if phrases else args.ask or QUESTION, "phrases": list(phrases)}
     for name in OF_ANSWERS[1:]:
         settings[name] = None if phrases else getattr(args, name)
@@ -213,6 +214,8 @@ def _load(args: Ground, device: str) -> Grounder:
     )
     if not args.phrase:
         found.require_selector()
+    if args.own_settings and not found.lmm.model.generation_config.do_sample:
+        print("note: this checkpoint's generation_config samples nothing: --seed has no say")
     return found
 
 
@@ -276,7 +279,8 @@ def _ending(about: dict[str, Any], done: _Run, file: Path) -> str:
     lines = ["", *text.shares(done.seconds), ""] if any(done.seconds.values()) else [""]
     lines += [f"note: {about['note']}"] if about["note"] else []
     peak = ", ".join(f"{value:.2f} GiB {name}" for name, value in text.peak_gib().items())
-    images = f"{len(done.results)} image{'s' if len(done.results) != 1 else ''}"
+    count = len(done.results) + len(done.failures)
+    images = f"{count} image{'s' if count != 1 else ''}"
     return "\n".join(
         [*lines, f"ground: {images}{kept}{failed}; peak memory: {peak}", f"  results {text.one_line(file)}"]
     )

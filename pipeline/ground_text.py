@@ -78,7 +78,7 @@ def in_colour() -> bool:
 def said(grounding: Grounding) -> list[str]:
     """The answer with its marked words, and a line for each phrase."""
     lines = []
-    if grounding.question is not None:
+    if grounding.question is not None and grounding.phrases:  # else it was printed once
         lines.append(marked(grounding.text, [(phrase.start, phrase.end) for phrase in grounding.phrases]))
     if not grounding.text.strip():
         lines = ["(the LMM said nothing)"]

@@ -73,7 +73,7 @@ class Answer:
     turns: (question, answer) of the turns before, which the LMM saw.
     """
 
-    seen: SeenImage
+    seen: SeenImage = field(repr=False)
     question: str
     text: str
     finished: bool

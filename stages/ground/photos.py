@@ -24,15 +24,17 @@ def open_photo(image: ImageLike) -> Image.Image:
 
     What is transparent becomes white. Of an animation the first picture. Raises DatasetError, in one line with the
     cure: missing, no picture, truncated, or of more pixels than `manifests.pictures` allows (looked at before any is
-    decoded); ValueError for an array of another shape or type.
+    decoded), an array of another shape or type.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"an image is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
+            raise DatasetError(
+                f"an image is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}: convert it"
+            )
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         if fault := size_fault(image.height, image.width):
-            raise DatasetError(f"the image {fault}: use a smaller one")
+            raise DatasetError(f"the image {fault}: give another one")
         try:
             return _upright(image)
         except BrokenPicture as fault:

@@ -88,7 +88,7 @@ def test_no_pictures(content: bytes | None, says: str, tmp_path: Path) -> None:
 def test_arrays_are_rgb_bytes() -> None:
     assert open_photo(np.zeros((2, 3, 3), np.uint8)).size == (3, 2)
     for wrong in (np.zeros((2, 3), np.uint8), np.zeros((2, 3, 3)), np.zeros((2, 3, 4), np.uint8)):
-        with pytest.raises(ValueError, match="uint8"):
+        with pytest.raises(DatasetError, match="uint8"):
             open_photo(wrong)
 
 
