@@ -10,8 +10,6 @@ forgets a user who leaves.
 
 from __future__ import annotations
 
-import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +18,10 @@ from typing import Any, Final
 
 import gradio as gr
 
-from manifests.errors import PipelineError
 from stages.evaluate.scoring import LAMBDA
 from stages.ground import page_view
 from stages.ground.page_actions import QUESTIONS, Page, said
+from stages.ground.page_server import environment, free_port, taken, theme
 from stages.ground.page_session import SESSIONS, Talk
 from stages.ground.page_view import View
 
@@ -46,6 +44,7 @@ SAVE: Final = """(address) => {
 VIEWS: Final = (("mean of all maps", "mean"), ("one map", "map"), ("K-means", "kmeans"))
 NO_API: Final[dict[str, Any]] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: Final[dict[str, Any]] = {**NO_API, "queue": False, "trigger_mode": "always_last"}
+ALONE: Final[dict[str, Any]] = {**NO_API, "concurrency_id": "upload", "concurrency_limit": 1}
 IN_TURN: Final[dict[str, Any]] = {**NO_API, "concurrency_id": "lmm", "concurrency_limit": 1}
 
 
@@ -55,12 +54,12 @@ def open_page(page: Page, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
 
     What Gradio writes is in a temporary folder, which is removed in the end.
     """
-    with tempfile.TemporaryDirectory(prefix="demo-page-") as folder, _environment(folder):
+    with tempfile.TemporaryDirectory(prefix="demo-page-") as folder, environment(folder):
         blocks = build(page)
         try:
             _, address, _ = blocks.launch(
                 server_name=host,
-                server_port=port or _free_port(host),
+                server_port=free_port(host, port),
                 share=False,
                 prevent_thread_lock=True,
                 quiet=True,
@@ -74,16 +73,17 @@ def open_page(page: Page, host: str = "127.0.0.1", port: int = 0) -> Iterator[st
                 ssr_mode=False,
                 pwa=False,
                 mcp_server=False,
-                theme=_theme(),
+                theme=theme(),
                 css=(HERE / "page.css").read_text(encoding="utf-8"),
                 app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
             )
-        except OSError:
-            raise PipelineError(
-                f"no page at {host}:{port}, it is taken or not this machine's: give another --port or --host"
-            ) from None
+        except OSError as error:
+            if "empty port" not in str(error):  # Gradio's words where another was quicker
+                raise
+            raise taken(host, port) from None
         try:
-            yield str(address)
+            with page.sessions.swept():
+                yield str(address)
         finally:
             blocks.close(verbose=False)
 
@@ -111,7 +111,8 @@ class _Parts:
                 self._talk(page)
         self._controls(page)
         self.looks: list[Any] = [self.kind, self.layer, self.head, self.k, self.refined]
-        self.shown = [self.message, self.scenes, self.stage, self.attention, self.chat, self.seconds]
+        self.stamp = gr.Textbox(visible="hidden", elem_id="gw-stamp")  # which talk the browser shows: `Talk.stamp`
+        self.shown = [self.message, self.scenes, self.stage, self.attention, self.chat, self.seconds, self.stamp]
 
     def _look(self, page: Page) -> None:
         with gr.Row(elem_id="gw-pick"):
@@ -182,18 +183,18 @@ class _Wires:
         blocks.load(self.start, looks, shown, **NO_API)
         blocks.unload(self.leave)
         parts.scenes.pick(self.pick, looks, shown, **NO_API)
-        parts.upload.upload(self.upload, [parts.upload, *looks], [*shown, parts.upload], **NO_API)
+        parts.upload.upload(self.upload, [parts.upload, *looks], [*shown, parts.upload], **ALONE)
         parts.again.click(self.again, looks, shown, **NO_API)
         parts.chat.point(self.point, looks, parts.attention, **AT_ONCE)
         for each in looks:
             each.change(self.see, looks, [parts.stage, parts.attention, parts.layer, parts.head, parts.k], **AT_ONCE)
         parts.lam.change(self.choose, [parts.lam, *looks], shown, **IN_TURN, trigger_mode="always_last")
         given = [parts.find.click, parts.words.submit]
-        gr.on(given, self.ground, [parts.words, *looks], shown, **IN_TURN)
-        asked, after = [parts.lam, parts.earlier, *looks], [*shown, parts.question]
+        gr.on(given, self.ground, [parts.words, parts.stamp, *looks], shown, **IN_TURN)
+        asked, after = [parts.stamp, parts.lam, parts.earlier, *looks], [*shown, parts.question]
         gr.on([parts.send.click, parts.question.submit], self.ask, [parts.question, *asked], after, **IN_TURN)
         for example in parts.examples:
-            example.click(self.ask, [example, *asked], after, **IN_TURN)
+            example.click(self.ask_example, [example, *asked], shown, **IN_TURN)
         for button, save in ((parts.json, self.save_json), (parts.png, self.save_png)):
             saved = button.click(save, parts.refined, [parts.saved, parts.message], **NO_API)
             saved.then(None, parts.saved, parts.saved, js=SAVE)
@@ -220,27 +221,42 @@ class _Wires:
         self.page.sessions.put(_user(request), self._talk(request).again())
         return self._all(request, look)
 
-    def ground(self, request: gr.Request, words: str, *look: Any) -> dict[Any, Any]:
+    def ground(self, request: gr.Request, words: str, stamp: str, *look: Any) -> dict[Any, Any]:
         """Given words."""
-        return self._done(request, look, lambda: self.page.ground_words(self._talk(request), words))
+        user = _user(request)
+        return self._done(request, look, lambda: self.page.ground_words(self.page.talk(user, stamp), words))
 
     def choose(self, request: gr.Request, lam: float, *look: Any) -> dict[Any, Any]:
         """Another λ."""
         return self._done(request, look, lambda: self._talk(request).choose(self.page.grounder, lam))
 
     def ask(
-        self, request: gr.Request, question: str, lam: float, earlier: bool, *look: Any
+        self, request: gr.Request, question: str, stamp: str, lam: float, earlier: bool, *look: Any
     ) -> Iterator[dict[Any, Any]]:
-        """A question: the answer as it grows, then its masks."""
-        talk, note = self._talk(request), ""
-        yield {self.parts.message: "", self.parts.chat: self.page.chat(talk, page_view.pending(question, ""))}
+        """A question, about the talk that was seen when it was asked: the answer as it grows, then its masks.
+
+        The box is emptied once the question is taken, not later: the next one may be in it.
+        """
+        parts, page, note = self.parts, self.page, ""
         try:
-            for text in self.page.ask(talk, question, lam, earlier):
-                if self._talk(request) is talk:  # else the user has begun another conversation
-                    yield {self.parts.chat: self.page.chat(talk, page_view.pending(question, text))}
+            talk = page.talk(_user(request), stamp)
+            pieces = page.ask(talk, question, lam, earlier, lambda: self._talk(request) is talk)
+            yield {parts.message: "", parts.question: "", parts.chat: page.chat(talk, page_view.pending(question, ""))}
+            for text in pieces:
+                yield {parts.chat: page.chat(talk, page_view.pending(question, text))}
+            if (now := self._talk(request)) is not talk:  # what the user has begun meanwhile is shown already
+                yield {parts.chat: page.chat(now)}  # but the last words may have come later
+                return
         except Exception as error:
             note = page_view.message(said(error))
-        yield self._all(request, look, note) | ({} if note else {self.parts.question: ""})
+        yield self._all(request, look, note)
+
+    def ask_example(
+        self, request: gr.Request, question: str, stamp: str, lam: float, earlier: bool, *look: Any
+    ) -> Iterator[dict[Any, Any]]:
+        """The same, but what is in the box stays."""
+        for shown in self.ask(request, question, stamp, lam, earlier, *look):
+            yield {part: value for part, value in shown.items() if part is not self.parts.question}
 
     def see(self, request: gr.Request, *look: Any) -> dict[Any, Any]:
         """Another view of the same."""
@@ -290,6 +306,7 @@ class _Wires:
             parts.attention: self.page.attention(talk, view),
             parts.chat: self.page.chat(talk),
             parts.seconds: page_view.seconds(talk.focused()),
+            parts.stamp: talk.stamp,
         }
 
 
@@ -301,33 +318,3 @@ def _user(request: gr.Request) -> str:
 def _view(look: Sequence[Any]) -> View:
     kind, layer, head, k, refined = look
     return View(kind=kind, layer=int(layer), head=int(head), k=int(k), refined=bool(refined))
-
-
-def _theme() -> gr.themes.Base:
-    """System fonts only: none is fetched."""
-    sans = [gr.themes.utils.fonts.Font(name) for name in ("system-ui", "Segoe UI", "Roboto", "sans-serif")]
-    mono = [gr.themes.utils.fonts.Font(name) for name in ("ui-monospace", "monospace")]
-    return gr.themes.Default(
-        primary_hue="blue", neutral_hue="slate", radius_size="md", spacing_size="md", font=sans, font_mono=mono
-    )
-
-
-def _free_port(host: str) -> int:
-    """OSError for a host that is not this machine's."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def _environment(folder: str) -> Iterator[None]:
-    """Where Gradio writes, and how soon it sees that a tab was closed (seconds): it takes both from here alone."""
-    variables = {"GRADIO_TEMP_DIR": folder, "GRADIO_HEARTBEAT_INTERVAL": "2"}
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

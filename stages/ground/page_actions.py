@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Lock, Thread
 from typing import Final
 
+import torch
 from PIL import Image
 
 from manifests.errors import DatasetError, PipelineError
@@ -22,6 +24,7 @@ from stages.ground.grounder import Answer, Grounder
 from stages.ground.page_session import Sessions, Talk, unmarked
 from stages.ground.page_view import Maps, View
 from stages.ground.photos import open_photo
+from stages.ground.results import Grounding
 from stages.train_head.heads.checkpoint import learned_keywords
 
 SCENES: Final = (
@@ -36,9 +39,16 @@ QUESTIONS: Final = (
 )
 MAX_QUESTION: Final = 1000  # characters
 MAX_UPLOAD_PIXELS: Final = 40_000_000
+ORIENTATION: Final = 0x0112
+"""The EXIF tag of a camera's rotation; 5 to 8 are on their side."""
 WORKING_SIDE: Final = 1600
 """Larger uploads are made so large, pixels: masks are drawn at the picture's own size, several at a time."""
+FULL: Final = "there is not enough memory for that: give a smaller picture, ask for a shorter answer, or begin anew"
 log = logging.getLogger(__name__)
+
+
+class _Unwanted(Exception):
+    """Ends an answer that nobody waits for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +77,7 @@ class Page:
 
     def __init__(self, grounder: Grounder, about: About):
         self.grounder, self.about, self.sessions = grounder, about, Sessions()
+        self._clustering = Lock()  # K-means takes the cores that the LMM's answers need: one at a time
         self.selects = learned_keywords(grounder.head.record)
         _, layers, heads = shape_of(grounder.identity)
         of: dict[tuple[int, int], list[int]] = {}
@@ -88,46 +99,80 @@ class Page:
 
     def upload(self, user: str, path: Path) -> str:
         """Begin a conversation about a file, and remove it; what is to be said about it."""
-        image = open_upload(path)
-        width, height = image.size
-        image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
+        image, (width, height) = open_upload(path)
         self.sessions.put(user, Talk.about(self.grounder.look(image), None))
         small = f"; it is looked at with {image.width}×{image.height}" if image.size != (width, height) else ""
         return f"{path.name}: {width}×{height} pixels{small}"
 
-    def ask(self, talk: Talk, question: str, lam: float, earlier: bool) -> Iterator[str]:
-        """The answer as it grows; at the end its turn is in the talk. The LMM runs in a thread of its own."""
+    def talk(self, user: str, stamp: str) -> Talk:
+        """The user's talk, if it is the one that was seen when something was asked: what waits may be overtaken."""
+        talk = self.sessions[user]
+        if talk.seen is not None and talk.stamp != stamp:
+            raise DatasetError("another conversation was begun before this one’s turn came: ask again")
+        return talk
+
+    def ask(
+        self, talk: Talk, question: str, lam: float, earlier: bool, wanted: Callable[[], bool] = lambda: True
+    ) -> Iterator[str]:
+        """The answer as it grows; at the end its turn is in the talk. The LMM runs in a thread of its own.
+
+        It stops at the next word once `wanted` is False, or nobody reads what this gives; then there is no turn.
+        """
         question = " ".join(question.split())
         if talk.seen is None:
             raise DatasetError("there is no picture yet: pick a scene, or upload one")
         if len(question) > MAX_QUESTION:
             raise DatasetError(f"the question has {len(question)} characters: {MAX_QUESTION} are allowed")
+        return self._answered(talk, question, lam, earlier, wanted)
+
+    def _answered(
+        self, talk: Talk, question: str, lam: float, earlier: bool, wanted: Callable[[], bool]
+    ) -> Iterator[str]:
         pieces: SimpleQueue[str | None] = SimpleQueue()
         result: list[Answer | BaseException] = []
+        left = Event()
+
+        def hear(piece: str) -> None:
+            if left.is_set() or not wanted():
+                raise _Unwanted
+            pieces.put(piece)
 
         def speak() -> None:
             try:
                 most = self.about.max_answer_tokens
-                result.append(talk.answer(self.grounder, question, most=most, earlier=earlier, on_text=pieces.put))
+                result.append(talk.answer(self.grounder, question, most=most, earlier=earlier, on_text=hear))
+            except _Unwanted:
+                pass
             except BaseException as error:  # raised again below
                 result.append(error)
             pieces.put(None)
 
         Thread(target=speak, daemon=True, name="answer").start()
-        text = ""
-        while (piece := pieces.get()) is not None:
-            text += piece
-            if pieces.empty():  # what came meanwhile is shown at once
-                yield text
-        (answer,) = result
-        if isinstance(answer, BaseException):
-            raise answer
-        yield answer.text
+        answer, text = None, ""
+        try:
+            while (piece := pieces.get()) is not None:
+                text += piece
+                if pieces.empty():  # what came meanwhile is shown at once
+                    yield text
+            answer = result.pop() if result else None
+            if isinstance(answer, BaseException):
+                raise answer
+            if answer is None or not wanted():
+                return
+            yield answer.text
+            talk.add(self._grounded(answer, lam), answer)
+            self.sessions.fit()
+        finally:
+            left.set()
+            if isinstance(answer, Answer):
+                answer.past = None  # a GPU's memory
+            result.clear()  # an error holds its frames, these hold `result`: all their tensors would wait for the
+            del answer  # garbage collector
+
+    def _grounded(self, answer: Answer, lam: float) -> Grounding:
         if self.selects:
-            talk.add(self.grounder.ground(answer, lam=lam), answer)
-        else:
-            answer.past = None
-            talk.add(unmarked(answer, self.grounder.head.shape.channels))
+            return self.grounder.ground(answer, lam=lam)
+        return unmarked(answer, self.grounder.head.shape.channels)
 
     def ground_words(self, talk: Talk, phrase: str) -> None:
         """Ground words that the user gives, as a turn of its own that the LMM does not see."""
@@ -136,6 +181,7 @@ class Page:
         if len(phrase) > MAX_QUESTION:
             raise DatasetError(f"the words have {len(phrase)} characters: {MAX_QUESTION} are allowed")
         talk.add(self.grounder.segment(talk.seen, phrase))
+        self.sessions.fit()
 
     def chat(self, talk: Talk, live: str = "") -> str:
         turns = {number: turn.grounding for number, turn in talk.turns.items()}
@@ -152,10 +198,12 @@ class Page:
 
     def attention(self, talk: Talk, view: View) -> str:
         if talk.focus is None or talk.focus[0] not in talk.turns:
-            return page_view.attention(talk.photo, None, 0, view, self.maps)
-        turn, word = talk.focus
-        grounding = talk.turns[turn].grounding
-        return page_view.attention(talk.photo, grounding, min(word, len(grounding.words) - 1), view, self.maps)
+            return page_view.attention(talk.photo, None, 0, view, self.maps, {})
+        turn = talk.turns[talk.focus[0]]
+        grounding, word = turn.grounding, min(talk.focus[1], len(turn.grounding.words) - 1)
+        alone: AbstractContextManager[object] = self._clustering if view.kind == "kmeans" else nullcontext()
+        with alone:
+            return page_view.attention(talk.photo, grounding, word, view, self.maps, turn.clusters)
 
     def saved(self, talk: Talk, kind: str, refined: bool) -> str:
         """The last pointed-at turn as a data: address. kind: json or png."""
@@ -168,32 +216,48 @@ class Page:
         return page_pictures.address_of(text.encode("utf-8"), "application/json")
 
 
-def open_upload(path: Path) -> Image.Image:
-    """An uploaded file as RGB, upright, and the file removed. DatasetError: in one line, without the server's paths."""
+def open_upload(path: Path) -> tuple[Image.Image, tuple[int, int]]:
+    """An uploaded file as RGB, upright, no side longer than `WORKING_SIDE`; and (width, height) before.
+
+    The file is removed. DatasetError: in one line, without the server's paths.
+    """
     try:
         if not path.is_file():
             raise DatasetError(f"{path.name} is not there any more: upload it again")
         if path.stat().st_size == 0:
             raise DatasetError(f"{path.name} is empty: give a JPEG, PNG or WebP file")
-        with opened_picture(path) as header:
-            pixels = header.width * header.height
-        if pixels > MAX_UPLOAD_PIXELS:
-            raise DatasetError(
-                f"{path.name} has {pixels:,} pixels, {MAX_UPLOAD_PIXELS:,} are allowed: give a smaller one"
-            )
-        return open_photo(path)
+        with opened_picture(path) as opened:
+            width, height = opened.size
+            if (pixels := width * height) > MAX_UPLOAD_PIXELS:
+                raise BrokenPicture(f"has {pixels:,} pixels, {MAX_UPLOAD_PIXELS:,} are allowed")
+            turned = opened.getexif().get(ORIENTATION) in range(5, 9)
+            image = open_photo(_shrunk(opened))  # first, for each step to RGB is one more copy of all pixels
+        image.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
+        return image, ((height, width) if turned else (width, height))
     except BrokenPicture as fault:
         cure = "give a smaller one" if "pixels" in str(fault) else "give a JPEG, PNG or WebP file that opens elsewhere"
         raise DatasetError(f"{path.name} {fault}: {cure}") from None
-    except DatasetError as fault:
-        raise DatasetError(str(fault).replace(str(path), path.name)) from None
     finally:
         path.unlink(missing_ok=True)
+
+
+def _shrunk(opened: Image.Image) -> Image.Image:
+    """The picture with no side longer than `WORKING_SIDE`, if its mode can be averaged as it is."""
+    if max(opened.size) <= WORKING_SIDE:
+        return opened
+    if opened.mode in ("P", "PA") or "transparency" in opened.info:
+        opened = opened.convert("RGBA")
+    if opened.mode in ("L", "LA", "RGB", "RGBA", "CMYK"):
+        opened.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
+    return opened
 
 
 def said(error: BaseException) -> str:
     """What a user is told of an error; the log has the rest."""
     if isinstance(error, PipelineError):
         return str(error)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):  # torch's CPU
+        log.error("the page has no memory left: %s", error)
+        return FULL
     log.error("the page met an error", exc_info=error)
     return "that did not work, and it is this program’s fault: its log says more. Try again, or another picture."

@@ -12,7 +12,9 @@ from typing import Final
 
 import matplotlib
 import numpy as np
+import torch
 from PIL import Image, ImageChops, ImageFilter
+from torch.nn.functional import adaptive_avg_pool2d
 
 from stages.analyze.pictures import cluster_cells
 from stages.evaluate.conversations import COLOURS
@@ -24,6 +26,8 @@ SIDE: Final = 640
 SAVED_SIDE: Final = 1280
 """Longer side of the PNG that is downloaded, pixels."""
 VEIL: Final = (10, 12, 18)
+CLUSTERED_SIDE: Final = 24
+"""Cells along a side of what is clustered, at most: 1,024 maps of 64×64 take 13 s with all cells, 0.3 s with these."""
 _VEILED, _TINT = 0.74, 0.38
 
 
@@ -68,10 +72,13 @@ def heat(values: np.ndarray) -> str:
 
 
 def clusters(maps: np.ndarray, k: int) -> str:
-    """The address of the cells' clusters: cells that are alike over all maps, [C, h, w], have one colour.
+    """The address of the cells' clusters: cells that are alike over all maps, float [C, h, w], have one colour.
 
-    From dark blue, which has the least attention, to yellow.
+    From dark blue, which has the least attention, to yellow. More cells than `CLUSTERED_SIDE` are averaged first.
     """
+    height, width = (min(side, CLUSTERED_SIDE) for side in maps.shape[1:])
+    if maps.shape[1:] != (height, width):
+        maps = adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(maps)), (height, width)).numpy()
     cells = cluster_cells(maps, k, seed=0)
     share = cells / max(1, int(cells.max()))
     return _address(Image.fromarray((255 * matplotlib.colormaps["viridis"](share)[..., :3]).astype(np.uint8)))

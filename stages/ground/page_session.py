@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from threading import Lock
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from threading import Event, Lock, Thread
 from typing import Final
 
 import numpy as np
@@ -22,7 +24,12 @@ ATTENTIVE: Final = 3
 SHOWN: Final = 12
 """Turns that are shown; older ones are forgotten."""
 SESSIONS: Final = 24
+KEPT: Final = 2 << 30
+"""Bytes of attention and hidden states of all sessions together: 30 sentences of LLaVA-1.5-7B, and a small share of the
+memory of a machine that runs it. Three turns of 24 sessions would be 5 GiB, with larger maps 40."""
 IDLE: Final = 3600.0  # seconds
+SWEEP: Final = 60.0
+"""Seconds between looks for idle sessions."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -33,13 +40,25 @@ class Turn:
     answer: Answer | None = None
     drawn: dict[bool, str] = field(default_factory=dict)
     """Its layers, refined or not, once they were drawn."""
+    clusters: dict[tuple[int, int], str] = field(default_factory=dict)
+    """Addresses of pictures by (word, k), once they were drawn."""
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def nbytes(self) -> int:
+        """Of its attention, and of what else was captured."""
+        arrays = [self.grounding.attention]
+        if self.answer is not None and (priors := self.answer.priors) is not None:
+            arrays += [getattr(priors, each.name) for each in fields(priors) if each.name != "box"]
+        return sum({id(array): array.nbytes for array in arrays}.values())  # the attention is both's
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class Talk:
     """A conversation about one picture.
 
-    scene: its number among those offered, None for an upload.  focus: (turn, word) that was pointed at last.
+    scene: its number among those offered, None for an upload.  last: the answer that a question follows: of the last
+    turn that was asked.  focus: (turn, word) that was pointed at last.  stamp: tells it from all other talks.
     """
 
     seen: SeenImage | None = None
@@ -49,6 +68,7 @@ class Talk:
     last: Answer | None = None
     focus: tuple[int, int] | None = None
     count: int = 0
+    stamp: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
     def about(cls, seen: SeenImage, scene: int | None) -> Talk:
@@ -60,20 +80,28 @@ class Talk:
         return Talk(seen=self.seen, scene=self.scene, photo=self.photo)
 
     def answer(self, grounder: Grounder, question: str, *, most: int, earlier: bool, on_text: ON_TEXT) -> Answer:
-        """Let the LMM answer; `earlier`: it sees the turns before. The turn is shown once `add` was called."""
+        """Let the LMM answer; `earlier`: it sees the turns before. It is a turn once `add` was called."""
         assert self.seen is not None
         after = self.last if earlier else None
-        self.last = grounder.answer(self.seen, question, after=after, max_new_tokens=most, on_text=on_text)
-        return self.last
+        return grounder.answer(self.seen, question, after=after, max_new_tokens=most, on_text=on_text)
 
     def add(self, grounding: Grounding, answer: Answer | None = None) -> None:
         """One more turn: it is in focus, and what is too old is let go."""
         number, self.count = self.count, self.count + 1
-        turns = {**self.turns, number: Turn(grounding=grounding, answer=answer)}
-        for old in list(turns)[:-ATTENTIVE]:
-            turns[old] = _faded(turns[old])
-        self.turns = {each: turns[each] for each in list(turns)[-SHOWN:]}  # a new dict: others may be reading
+        self.turns = self.turns | {number: Turn(grounding=grounding, answer=answer)}  # new: others may be reading
+        for old in list(self.turns)[:-ATTENTIVE]:
+            self.fade(old)
+        self.turns = {each: self.turns[each] for each in list(self.turns)[-SHOWN:]}
+        self.last = answer or self.last
         self.focus = (number, first_marked(grounding)) if grounding.words else None
+
+    def fade(self, number: int) -> None:
+        """Let go of what was captured of a turn; its masks stay, its λ does."""
+        turn = self.turns[number]
+        if turn.answer is not None:
+            turn.answer.priors = None  # the answer itself may be followed by a question
+        grounding = replace(turn.grounding, attention=turn.grounding.attention[:0].copy())
+        self.turns = self.turns | {number: Turn(grounding=grounding, drawn=turn.drawn, since=turn.since)}
 
     def choose(self, grounder: Grounder, lam: float) -> None:
         """Mark words by another λ, in all turns that can; the LMM does not run."""
@@ -127,20 +155,21 @@ def unmarked(answer: Answer, channels: int) -> Grounding:
     )
 
 
-def _faded(turn: Turn) -> Turn:
-    """A turn without its attention; its masks stay."""
-    grounding = replace(turn.grounding, attention=turn.grounding.attention[:0].copy())
-    return Turn(grounding=grounding, drawn=turn.drawn)
-
-
 class Sessions:
     """The talks of all users, by the name that Gradio gives a browser's tab.
 
-    At most `most`; the longest idle one goes first, and so do those that were idle for `idle` seconds.
+    At most `most`; the longest idle one goes first, and so do those that were idle for `idle` seconds. kept: bytes of
+    what was captured (`Turn.nbytes`), see `fit`.
     """
 
-    def __init__(self, most: int = SESSIONS, idle: float = IDLE, clock: Callable[[], float] = time.monotonic):
-        self.most, self.idle, self.clock = most, idle, clock
+    def __init__(
+        self,
+        most: int = SESSIONS,
+        idle: float = IDLE,
+        kept: int = KEPT,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.most, self.idle, self.kept, self.clock = most, idle, kept, clock
         self._talks: OrderedDict[str, tuple[float, Talk]] = OrderedDict()
         self._lock = Lock()
 
@@ -148,10 +177,10 @@ class Sessions:
         return len(self._talks)
 
     def __getitem__(self, name: str) -> Talk:
-        """The user's talk; an empty one for who is new, or was forgotten."""
+        """The user's talk; an empty one, which is not kept, for who is new, has left, or was forgotten."""
         with self._lock:
             _, talk = self._talks.get(name, (0.0, None))
-            return self._keep(name, Talk() if talk is None else talk)
+            return Talk() if talk is None else self._keep(name, talk)
 
     def put(self, name: str, talk: Talk) -> Talk:
         """The user begins another."""
@@ -163,10 +192,46 @@ class Sessions:
         with self._lock:
             self._talks.pop(name, None)
 
+    def fit(self) -> None:
+        """Let the oldest turns of all users fade until the rest is within the bytes; the newest one stays."""
+        with self._lock:
+            talks = [talk for _, talk in self._talks.values()]
+        turns = [(turn.since, turn.nbytes, number, talk) for talk in talks for number, turn in talk.turns.items()]
+        left = sum(size for _, size, _, _ in turns)
+        for _, size, number, talk in sorted(turns, key=lambda each: each[0])[:-1]:
+            if left <= self.kept:
+                break
+            if size:
+                talk.fade(number)
+                left -= size
+
+    def sweep(self) -> None:
+        """Forget those who were idle for too long."""
+        with self._lock:
+            self._drop(self.clock())
+
+    @contextmanager
+    def swept(self, every: float = SWEEP) -> Iterator[None]:
+        """In the block idle sessions go though no user does anything. every: seconds."""
+        ended = Event()
+
+        def watch() -> None:
+            while not ended.wait(every):
+                self.sweep()
+
+        Thread(target=watch, daemon=True, name="idle sessions").start()
+        try:
+            yield
+        finally:
+            ended.set()
+
     def _keep(self, name: str, talk: Talk) -> Talk:
         now = self.clock()
         self._talks[name] = (now, talk)
         self._talks.move_to_end(name)
-        while len(self._talks) > self.most or now - next(iter(self._talks.values()))[0] > self.idle:
-            self._talks.popitem(last=False)
+        self._drop(now)
         return talk
+
+    def _drop(self, now: float) -> None:
+        while self._talks and (len(self._talks) > self.most or now - next(iter(self._talks.values()))[0] > self.idle):
+            self._talks.popitem(last=False)

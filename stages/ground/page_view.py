@@ -107,7 +107,10 @@ def bubbles(turn: int, grounding: Grounding) -> str:
         return _asked("Where is this?") + f'<div class="gw-said">{words(turn, grounding)}</div>'
     note = "" if grounding.finished else '<span class="gw-cut"> … (cut off)</span>'
     said = words(turn, grounding) if grounding.text else "<em>(nothing)</em>"
-    return _asked(grounding.question) + f'<div class="gw-said">{said}{note}</div>'
+    faded = ""
+    if grounding.lam is not None and grounding.words and not len(grounding.attention):
+        faded = f'<div class="gw-old">Stays marked by λ {grounding.lam:.2f}: its attention is not kept any more.</div>'
+    return _asked(grounding.question) + f'<div class="gw-said">{said}{note}</div>{faded}'
 
 
 def pending(question: str, text: str) -> str:
@@ -159,8 +162,13 @@ def stage(photo: str, layers: Mapping[int, str], caption: str) -> str:
     )
 
 
-def attention(photo: str, grounding: Grounding | None, word: int, view: View, maps: Maps) -> str:
-    """Where the LMM looked when it said a word, over the picture in grey."""
+def attention(
+    photo: str, grounding: Grounding | None, word: int, view: View, maps: Maps, kept: dict[tuple[int, int], str]
+) -> str:
+    """Where the LMM looked when it said a word, over the picture in grey.
+
+    kept: pictures of clusters of this grounding, by (word, k); what is drawn is added.
+    """
     if not photo or grounding is None:
         return f'<div class="gw-figure gw-nothing">{HINT if photo else "Attention of words"}</div>'
     picture, caption, kind = "", "", ""
@@ -169,7 +177,10 @@ def attention(photo: str, grounding: Grounding | None, word: int, view: View, ma
     elif not len(grounding.attention):
         caption = "The attention of this turn is not kept any more: ask again, or begin a new conversation."
     else:
-        picture, caption = _attention_picture(grounding.attention_of(word).astype(np.float32), view, maps)
+        if view.kind == "kmeans":
+            picture, caption = _clusters_picture(grounding, word, view.k, kept)
+        else:
+            picture, caption = _attention_picture(grounding.attention_of(word).astype(np.float32), view, maps)
         caption = f"“{_named(grounding, word)}”: {caption}"
         kind = "gw-cells" if view.kind == "kmeans" else "gw-heat"
     layer = f'<img class="{kind}" alt="attention" src="{picture}">' if picture else ""
@@ -181,8 +192,6 @@ def attention(photo: str, grounding: Grounding | None, word: int, view: View, ma
 
 def _attention_picture(found: np.ndarray, view: View, maps: Maps) -> tuple[str, str]:
     """Address and caption. found: float32 [C, h, w]."""
-    if view.kind == "kmeans":
-        return pictures.clusters(found, view.k), f"cells that are alike in all {len(found)} maps ({view.k} clusters)"
     if view.kind == "mean":
         return pictures.heat(found.mean(0)), f"mean of {len(found)} attention maps"
     name = f"layer {view.layer} of {maps.layers}, head {view.head} of {maps.heads}"
@@ -190,6 +199,15 @@ def _attention_picture(found: np.ndarray, view: View, maps: Maps) -> tuple[str, 
     if not chosen:
         return "", f"{name}: not among the maps that this head was trained with"
     return pictures.heat(found[list(chosen)].mean(0)), name
+
+
+def _clusters_picture(grounding: Grounding, word: int, k: int, kept: dict[tuple[int, int], str]) -> tuple[str, str]:
+    """Address and caption."""
+    found = grounding.attention_of(word)
+    if (word, k) not in kept:
+        kept[word, k] = pictures.clusters(found.astype(np.float32), k)
+    coarse = ", averaged to larger cells" if max(found.shape[1:]) > pictures.CLUSTERED_SIDE else ""
+    return kept[word, k], f"cells that are alike in all {len(found)} maps ({k} clusters{coarse})"
 
 
 def _named(grounding: Grounding, word: int) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import re
 import socket
+import threading
+import time
+import weakref
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -146,18 +151,18 @@ def test_masks_before_refinement_and_of_other_turns() -> None:
 def test_attention_is_of_the_word_the_map_and_the_image() -> None:
     given = grounding()
     inside = given.attention[2, :, 1:5].astype(np.float32)  # the image's rows of the square
-    mean = page_view.attention("data:,", given, 2, View(), MAPS)
+    mean = page_view.attention("data:,", given, 2, View(), MAPS, {})
     assert "mean of 3 attention maps" in mean
     brightness = pixels(source(mean, "gw-heat")).astype(int).sum(-1)
     assert brightness.shape == (4, 6)
     assert np.array_equal(np.argsort(brightness, None)[-3:], np.argsort(inside.mean(0), None)[-3:])
-    one = page_view.attention("data:,", given, 2, View(kind="map", layer=2, head=2), MAPS)
+    one = page_view.attention("data:,", given, 2, View(kind="map", layer=2, head=2), MAPS, {})
     assert pixels(source(one, "gw-heat")).astype(int).sum(-1).argmax() == inside[2].argmax()
     assert "layer 2 of 2, head 2 of 2" in one
-    absent = page_view.attention("data:,", given, 2, View(kind="map", layer=2, head=1), MAPS)
+    absent = page_view.attention("data:,", given, 2, View(kind="map", layer=2, head=1), MAPS, {})
     assert "not among the maps" in absent and "gw-heat" not in absent
     for k in (2, 5):
-        html = page_view.attention("data:,", given, 2, View(kind="kmeans", k=k), MAPS)
+        html = page_view.attention("data:,", given, 2, View(kind="kmeans", k=k), MAPS, {})
         assert len(np.unique(pixels(source(html, "gw-cells")).reshape(-1, 3), axis=0)) == k
 
 
@@ -176,22 +181,62 @@ def test_what_is_kept_of_a_talk_is_bounded() -> None:
     talk.point(0, 0)
     assert talk.focus == (SHOWN + 2, 0)  # turn 0 is gone
     talk.point(3, 1)
-    faded = page_view.attention("data:,", talk.focused(), 1, View(), MAPS)
+    faded = page_view.attention("data:,", talk.focused(), 1, View(), MAPS, {})
     assert "not kept any more" in faded and "gw-heat" not in faded
+    chat = page_view.chat({number: turn.grounding for number, turn in talk.turns.items()})
+    assert chat.count("Stays marked by λ 0.30") == SHOWN - ATTENTIVE
+
+
+def test_bytes_of_all_talks_are_bounded_and_the_oldest_fade_first() -> None:
+    size = grounding().attention.nbytes
+    sessions = Sessions(kept=2 * size)
+    talks = [sessions.put(name, Talk()) for name in ("one", "two")]
+    for number in (0, 1, 0, 1):
+        talks[number].add(grounding())
+        sessions.fit()
+    assert [[turn.nbytes for turn in talk.turns.values()] for talk in talks] == [[0, size]] * 2
+    sessions.kept = 1
+    sessions.fit()
+    assert [turn.nbytes for talk in talks for turn in talk.turns.values()] == [0, 0, 0, size]
+
+
+def test_clusters_are_drawn_once_and_of_at_most_24_by_24_cells(monkeypatch: Any) -> None:
+    """Quarters of a picture, each alike in itself, are the clusters, however many cells they have."""
+    rows, columns = np.mgrid[:60, :60] // 30
+    maps = np.stack([rows, columns]).astype(np.float32) + 0.01
+    assert pixels(page_pictures.clusters(maps, 4)).shape == (24, 24, 3)
+    found = pixels(page_pictures.clusters(maps[:, :, 12:42], 4)).astype(int) @ [1, 256, 65536]
+    assert len(np.unique(found)) == 4 and found.shape == (24, 24)
+    for part in (found[:12, :14], found[:12, 15:], found[12:, :14], found[12:, 15:]):
+        assert len(np.unique(part)) == 1
+    kept: dict[tuple[int, int], str] = {}
+    view = View(kind="kmeans", k=3)
+    first = page_view.attention("data:,", grounding(), 2, view, MAPS, kept)
+    monkeypatch.setattr(page_pictures, "clusters", lambda *_: pytest.fail("drawn again"))
+    assert page_view.attention("data:,", grounding(), 2, view, MAPS, kept) == first and list(kept) == [(2, 3)]
 
 
 def test_sessions_are_bounded_and_forgotten() -> None:
     now = [0.0]
     sessions = Sessions(most=2, idle=60, clock=lambda: now[0])
-    one = sessions["one"]
-    assert sessions["one"] is one
-    assert sessions["two"] is not one and sessions["one"] is one
-    assert sessions["three"] is not None and len(sessions) == 2
-    assert sessions["one"] is one  # "two" was idle for longer
+    one, two, three = (sessions.put(name, Talk()) for name in ("one", "two", "one"))
+    assert sessions["one"] is three and sessions["two"] is two is not one and len(sessions) == 2
+    assert sessions["one"] is three
+    sessions.put("three", Talk())
+    assert sessions["one"] is three and len(sessions) == 2  # "two" was idle for longer
     now[0] = 61.0
-    assert sessions["four"] is not one and len(sessions) == 1
+    four = sessions.put("four", Talk())
+    assert len(sessions) == 1 and sessions["four"] is four
     sessions.forget("four")
     sessions.forget("nobody")
+    assert sessions["four"] is not four and len(sessions) == 0  # who has left does not come back
+    sessions.put("five", Talk())
+    now[0] = 122.0
+    with sessions.swept(every=0.01):
+        for _ in range(500):
+            if not len(sessions):
+                break
+            time.sleep(0.01)
     assert len(sessions) == 0
 
 
@@ -200,8 +245,32 @@ def test_uploads_are_upright_and_removed(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (60, 20), (10, 200, 30)).save(file, exif=exif)
-    assert open_upload(file).size == (20, 60)
+    image, size = open_upload(file)
+    assert image.size == size == (20, 60)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK"])
+def test_large_uploads_are_shrunk_before_they_are_copied(mode: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """As large as the picture was made from: a quarter in red, the rest transparent or white."""
+    monkeypatch.setattr(page_actions, "WORKING_SIDE", 40)
+    given = Image.new("RGBA", (160, 80), (255, 255, 255, 0))
+    given.paste((250, 10, 20, 255), (0, 0, 80, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right
+    file = tmp_path / ("large.tif" if mode == "CMYK" else "large.png")
+    given = (
+        given if mode in ("RGBA", "LA", "P") else Image.alpha_composite(Image.new("RGBA", given.size, "white"), given)
+    )
+    given.convert(mode).save(file, **({} if mode == "CMYK" else {"exif": exif}))
+    image, size = open_upload(file)
+    assert (image.mode, image.size, size) == (
+        ("RGB", (40, 20), (160, 80)) if mode == "CMYK" else ("RGB", (20, 40), (80, 160))
+    )
+    dark, light = ((5, 5), (30, 15)) if mode == "CMYK" else ((15, 10), (5, 30))
+    if mode != "P":  # Pillow's palettes have no place for what is transparent
+        assert image.getpixel(light) == (255, 255, 255)
+    assert image.getpixel(dark)[1] < 130
 
 
 @pytest.mark.parametrize("name", ["text.png", "empty.png", "gone.png", "many.png"])
@@ -218,6 +287,12 @@ def test_bad_uploads_are_told_without_a_path_and_removed(name: str, tmp_path: Pa
 def test_errors_of_the_program_are_logged_not_told(caplog: pytest.LogCaptureFixture) -> None:
     assert "secret" not in said(KeyError("secret")) and "secret" in caplog.text
     assert said(DatasetError("what is wrong")) == "what is wrong"
+    for full in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+        assert said(full) == page_actions.FULL
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +332,92 @@ def test_a_talk_with_the_embedded_models(page: Page) -> None:
         list(page.ask(page.sessions["other"], "What?", 0.3, earlier=True))
 
 
-def test_a_port_that_is_taken_is_told(page: Page) -> None:
+class Pinned:
+    """What a frame holds, that has to go with it."""
+
+
+def test_an_answer_that_fails_leaves_nothing(page: Page, monkeypatch: Any) -> None:
+    """No turn, no keys and values, and no cycle that waits for the garbage collector."""
+    page.pick("user", 0)
+    talk, pins, answers = page.sessions["user"], [], []
+
+    def fail(answer: Any, **_: Any) -> None:
+        pinned = Pinned()
+        pins.append(weakref.ref(pinned))
+        answers.append(answer)
+        raise KeyError("made up")
+
+    def ask() -> None:
+        try:
+            list(page.ask(talk, "What is in the picture?", 0.3, earlier=True))
+        except KeyError:
+            return
+        pytest.fail("it did not fail")
+
+    gc.collect()
+    gc.disable()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(page.grounder, "ground", fail)
+            ask()
+        assert answers[0].past is None
+        with monkeypatch.context() as patch:
+            patch.setattr(talk.__class__, "answer", lambda *_, **__: fail(None))
+            ask()
+        assert [pin() for pin in pins] == [None, None]
+    finally:
+        gc.enable()
+    assert talk.turns == {} and talk.last is None
+
+
+@pytest.mark.parametrize("how", ["left", "closed", "closed at the end"])
+def test_an_answer_that_nobody_waits_for_stops(how: str, page: Page) -> None:
+    page.pick("user", 0)
+    talk, heard, threads = page.sessions["user"], [], threading.active_count()
+    pieces = page.ask(talk, "What is in the picture?", 0.3, True, lambda: page.sessions["user"] is talk)
+    if how == "closed at the end":
+        whole = page.grounder.answer(talk.seen, "What is in the picture?", max_new_tokens=48).text  # type: ignore
+        assert whole in pieces
+    else:
+        heard.append(next(pieces))
+    if how == "left":
+        page.sessions.forget("user")
+        heard += pieces
+        assert heard[-1].count(" ") < 12
+    else:
+        pieces.close()  # type: ignore[attr-defined]
+    for _ in range(500):
+        if threading.active_count() <= threads:
+            break
+        time.sleep(0.01)
+    assert threading.active_count() <= threads and talk.turns == {} and talk.last is None
+    assert len(page.sessions) == (how != "left")
+
+
+def test_attention_goes_with_its_turn(page: Page) -> None:
+    page.pick("user", 0)
+    talk = page.sessions["user"]
+    list(page.ask(talk, "What is in the picture?", 0.3, earlier=True))
+    assert talk.last is not None and talk.last.priors is not None and talk.last.past is None
+    captured = talk.last.priors
+    assert talk.turns[0].nbytes > captured.attention.nbytes + captured.scaled_hidden.nbytes
+    talk.fade(0)
+    assert talk.last.priors is None and talk.turns[0].nbytes == 0 and talk.turns[0].grounding.phrases
+    list(page.ask(talk, "how many rings are there ?", 0.3, earlier=True))
+    assert [question for question, _ in talk.last.turns] == ["What is in the picture?"]
+
+
+def test_what_was_asked_about_another_picture_is_not_answered(page: Page) -> None:
+    page.pick("user", 0)
+    stamp = page.sessions["user"].stamp
+    assert page.talk("user", stamp) is page.sessions["user"]
+    page.pick("user", 3)
+    with pytest.raises(DatasetError, match="ask again"):
+        page.talk("user", stamp)
+    assert page.talk("nobody", stamp).seen is None
+
+
+def test_a_port_that_is_taken_is_told(page: Page, monkeypatch: Any) -> None:
     pytest.importorskip("gradio", reason="pip install 'frozen-lmm-grounding[page]'")
     from stages.ground.page import open_page
 
@@ -271,6 +431,9 @@ def test_a_port_that_is_taken_is_told(page: Page) -> None:
         ):
             pass
     with pytest.raises(PipelineError, match=re.escape("203.0.113.9")), open_page(page, "203.0.113.9"):
+        pass
+    monkeypatch.setattr("gradio.Blocks.launch", lambda *_, **__: open("/nowhere/at/all"))
+    with pytest.raises(FileNotFoundError), open_page(page):
         pass
 
 
