@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 import struct
+import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,13 @@ def number(tab: Any, name: str, value: float) -> None:
     """Type a slider's number."""
     tab.fill(f"#{name} input[type=number]", str(value))
     tab.press(f"#{name} input[type=number]", "Enter")
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 15
+    while not true() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert true()
 
 
 def message(tab: Any, part: str) -> str:
@@ -248,10 +256,42 @@ def test_two_users_at_once_and_no_one_afterwards(site: Site) -> None:
     assert [text.split() for text in said] == [text.split() for text in alone]
     for tab in tabs:
         tab.context.close()
-    end = time.monotonic() + 10
-    while len(site.page.sessions) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert len(site.page.sessions) == 0
+    wait_until(lambda: len(site.page.sessions) == 0)
+
+
+def test_a_question_that_waits_is_of_its_picture_and_users_may_go_on_or_leave(site: Site) -> None:
+    answering, waiting, leaving = tabs = [site.tab() for _ in range(3)]
+    with site.page.grounder._lock:  # nothing is answered before all of this has happened
+        for tab in (answering, waiting, leaving):
+            tab.fill("#gw-question textarea", QUESTIONS[1])
+            tab.click("#gw-send")
+            answering.wait_for_selector(".gw-pending")
+        answering.fill("#gw-question textarea", "typed meanwhile")
+        waiting.click('.gw-scene[data-scene="3"]')
+        waiting.wait_for_selector('.gw-scene[data-scene="3"][aria-pressed="true"]')
+        leaving.context.close()
+        wait_until(lambda: len(site.page.sessions) == 2)
+    assert "ask again" in message(waiting, "another conversation")
+    assert waiting.locator(".gw-said").count() == 0
+    assert waiting.input_value("#gw-question textarea") == QUESTIONS[1]
+    answering.wait_for_selector(".gw-said mark")
+    assert answering.input_value("#gw-question textarea") == "typed meanwhile"
+    ask(waiting, QUESTIONS[1])
+    assert len(site.page.sessions) == 2 and waiting.input_value("#gw-question textarea") == ""
+    for tab in tabs[:2]:
+        tab.context.close()
+
+
+def test_a_tab_that_is_closed_stops_its_answer(site: Site) -> None:
+    tab = site.tab()
+    with site.page.grounder._lock:
+        tab.click(f"text={QUESTIONS[0]}")
+        tab.wait_for_selector(".gw-pending")
+        (talk,) = [talk for _, talk in site.page.sessions._talks.values()]
+        tab.context.close()
+        wait_until(lambda: len(site.page.sessions) == 0)
+    wait_until(lambda: all(thread.name != "answer" for thread in threading.enumerate()))
+    assert talk.turns == {} and talk.last is None and len(site.page.sessions) == 0
 
 
 def test_a_narrow_window_and_touch(site: Site) -> None:
