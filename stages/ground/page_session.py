@@ -25,7 +25,7 @@ SHOWN: Final = 12
 """Turns that are shown; older ones are forgotten."""
 SESSIONS: Final = 24
 KEPT: Final = 2 << 30
-"""Bytes of attention and hidden states of all sessions together: some 25 sentences of LLaVA-1.5-7B, a small share of the
+"""Bytes of attention and hidden states of all sessions together: some 25 sentences of LLaVA-1.5-7B, a small part of the
 memory of a machine that runs it. Three turns of 24 sessions would be 5 GiB, with larger maps 40."""
 IDLE: Final = 3600.0  # seconds
 SWEEP: Final = 60.0
