@@ -40,6 +40,8 @@ def open_photo(image: ImageLike) -> Image.Image:
         except BrokenPicture as fault:
             raise DatasetError(f"the image {fault}: convert it to RGB") from None
     path = Path(image)
+    if path.is_dir() or (path.is_file() and not path.stat().st_size):
+        raise DatasetError(f"{path} is {'a folder' if path.is_dir() else 'empty'}: give an image file")
     try:
         with opened_picture(path) as opened:
             return _upright(opened)

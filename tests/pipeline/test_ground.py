@@ -164,7 +164,7 @@ def test_a_rotated_photo_has_upright_masks(scenes: Path, tmp_path: Path) -> None
         ([], "--image: give an image file"),
         (["--image", "nothing.png"], "--image nothing.png is missing"),
         (["--image", "text.png"], "text.png can not be decoded"),
-        (["--image", "empty.png"], "empty.png can not be decoded"),
+        (["--image", "empty.png"], "empty.png is empty"),
         (["--image", "large.png"], "more than the 134217728 pixels"),
         (["--image", "text.png", "--ask", "What?", "--phrase", "a dog"], "--ask changes nothing with --phrase"),
         (["--image", "text.png", "--lam", "0.5", "--phrase", "a dog"], "--lam changes nothing with --phrase"),

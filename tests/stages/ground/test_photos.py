@@ -70,7 +70,7 @@ def test_every_mode_is_rgb(mode: str, tmp_path: Path) -> None:
     ("content", "says"),
     [
         (None, "is missing"),
-        (b"", "can not be decoded"),
+        (b"", "is empty"),
         (b"a text that is called a picture", "can not be decoded"),
         (header_of(20_000, 20_000), "more than the 134217728 pixels"),
         (header_of(100_000, 2), "pixels"),
