@@ -111,7 +111,7 @@ def run(args: Ground) -> None:
     """Answer, mark, draw, print; see Ground."""
     from torch import OutOfMemoryError
 
-    from stages.ground.grounder import device_of
+    from stages.ground.loading import device_of
 
     phrases = tuple(phrase for group in args.phrase for phrase in group)
     _check(args, phrases)

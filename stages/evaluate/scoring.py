@@ -29,6 +29,8 @@ from stages.train_head.heads.base import Head, HeadBatch, HeadOutput, ImageLogit
 
 LAMBDA: Final = 0.3
 """λ of the paper: words that the selector gives more are keywords."""
+PUNCTUATION: Final = " .,;:!?\"'()"
+"""What may surround a phrase and is none of it."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -224,7 +226,7 @@ def _searched(
 def spoken(words: Sequence[str]) -> str:
     """A phrase without the punctuation around it, as the truth's phrases are."""
     text = " ".join(words)
-    return text.strip(" .,;:!?\"'()") or text
+    return text.strip(PUNCTUATION) or text
 
 
 def _told(sample: Sample) -> dict[str, Any]:

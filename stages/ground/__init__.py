@@ -3,7 +3,8 @@
 from stages.ground import Grounder
 """
 
-from stages.ground.grounder import Answer, Grounder, SeenImage
+from stages.ground.answer import Answer, SeenImage
+from stages.ground.grounder import Grounder
 from stages.ground.results import Grounding, Phrase, Word
 
 __all__ = ["Answer", "Grounder", "Grounding", "Phrase", "SeenImage", "Word"]

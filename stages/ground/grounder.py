@@ -15,17 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any, Final, NoReturn, Self
 
 import numpy as np
-import torch
 from PIL import Image
 from segment_anything.modeling import Sam
 
-from cache.identity import plain
 from cache.priors import SamplePriors, merged
 from manifests.errors import DatasetError, ModelError, PipelineError
 from manifests.files import text_fault
@@ -34,62 +31,20 @@ from manifests.schema import DEFAULT_PROMPT, Piece, Reply, Sample, Task
 from stages.evaluate.scoring import LAMBDA, phrases_above, run, score_words
 from stages.extract.images import Box
 from stages.extract.lmm import FrozenLMM
-from stages.extract.presets import LMMPreset, resolve_lmm
 from stages.extract.processor import Asked, LMMInput, Prompt, answer_of_reply
 from stages.extract.sam import encode_images, load_sam, preprocess_sam
-from stages.extract.stage import files_of, lmm_identity, priors_identity, sam_identity
+from stages.ground.answer import Answer, SeenImage
 from stages.ground.live import LivePriors, capture_one
+from stages.ground.loading import checked, device_of, head_of
 from stages.ground.photos import ImageLike, open_photo
 from stages.ground.results import PARTS, Grounding, Phrase, split_words, trimmed
 from stages.train_head.data import as_box, batch_of
-from stages.train_head.heads import head_class as class_of
 from stages.train_head.heads.base import Head, object_masks
-from stages.train_head.heads.checkpoint import learned_keywords, load_head, require_same_priors
-from stages.train_head.heads.hub import fetch_head
+from stages.train_head.heads.checkpoint import learned_keywords
 
 MAX_NEW_TOKENS: Final = 256
 PHRASES: Final = 16  # given to the head at a time: SAM's decoder takes some 20 MB for each
 ON_TEXT = Callable[[str], None]
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class SeenImage:
-    """An image that several questions can be asked about: what was made of it is kept.
-
-    image: RGB, upright.  prepared: uint8 [height, width, 3], what the LMM takes.  embedding: SAM's, float16
-    [Ce, e, e], and the image's box in SAM's square, when they were first needed.
-    """
-
-    image: Image.Image
-    prepared: np.ndarray
-    embedding: np.ndarray | None = None
-    sam_box: Box | None = None
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class Answer:
-    """What the LMM said. finished: False where it was cut off.  seconds: until its last token.
-
-    turns: (question, answer) of the turns before, which the LMM saw.
-    """
-
-    seen: SeenImage = field(repr=False)
-    question: str
-    text: str
-    finished: bool
-    turns: tuple[tuple[str, str], ...]
-    seconds: float
-    reply: Reply = field(repr=False)
-    prompt: Prompt = field(repr=False)
-    past: Any = field(default=None, repr=False)
-    """The prompt's keys and values, until they were used."""
-    priors: SamplePriors | None = field(default=None, repr=False)
-    """What was captured, when it was."""
-
-    @property
-    def image(self) -> Image.Image:
-        """RGB, upright."""
-        return self.seen.image
 
 
 class Grounder:
@@ -126,24 +81,14 @@ class Grounder:
         SAM is not the one that the head was trained with.
         """
         device = device_of(device, gpus)
-        folder = fetch_head(str(head))
-        loaded = load_head(folder, class_of(head_class) if head_class else None)
-        if loaded.priors is None:
-            raise ModelError(f"{head} does not say which priors it is for; train it again, or import it for a cache")
-        trained = loaded.priors
-        preset = _as_trained(resolve_lmm(lmm, trust_remote_code=trust_remote_code), trained["lmm"])
-        dtype, sam, images = trained["lmm"]["dtype"], None, trained["images"]
+        loaded = head_of(str(head), head_class)
+        preset = checked(loaded, str(head), lmm, sam_checkpoint, trust_remote_code)
+        identity = loaded.priors or {}
+        sam = None
         if loaded.refined_size is not None:
-            name = images["identity"]["sam"]["name"]
-            images = images | {"identity": sam_identity(name, sam_checkpoint)}
-        found = priors_identity(lmm_identity(preset, dtype, files_of(preset)), trained["merge"], images)
-        found |= {"derived": trained["derived"]} if "derived" in trained else {}
-        require_same_priors(
-            loaded, plain(found), str(head), what=f"the LMM {lmm}", cure="give the LMM and SAM that it was trained with"
-        )
-        if loaded.refined_size is not None:
-            sam = load_sam(name, sam_checkpoint).requires_grad_(False).to(device)
-        model = FrozenLMM(preset, device, dtype, trained["merge"], gpus=gpus)
+            sam = load_sam(identity["images"]["identity"]["sam"]["name"], sam_checkpoint)
+            sam = sam.requires_grad_(False).to(device)
+        model = FrozenLMM(preset, device, identity["lmm"]["dtype"], identity["merge"], gpus=gpus)
         return cls(model, loaded.to(device).eval(), sam, device, str(head))
 
     def look(self, image: ImageLike | SeenImage) -> SeenImage:
@@ -382,27 +327,6 @@ class _Watch:
         yield
         self.wait()
         self.seconds[part] += time.perf_counter() - start
-
-
-def device_of(device: str, gpus: int) -> str:
-    """cuda or cpu for auto. PipelineError for a GPU, or so many, that torch does not see."""
-    there = torch.cuda.device_count()
-    device = ("cuda" if there else "cpu") if device == "auto" else device
-    if device != "cpu" and not (device.startswith("cuda") and there):
-        raise PipelineError(f"device {device}: torch sees no such device here; give cpu, or auto")
-    if not 1 <= gpus <= (max(1, there) if device == "cuda" else 1):
-        raise PipelineError(
-            f"--gpus {gpus}: must be between 1 and the number of GPUs here, {there if device != 'cpu' else 0}"
-        )
-    return device
-
-
-def _as_trained(preset: LMMPreset, trained: dict[str, Any]) -> LMMPreset:
-    """The LMM run as the head's priors were made. trained: the LMM's share of their identity."""
-    preset = replace(preset, attention=trained.get("attention", preset.attention))
-    if preset.square or "views" not in trained:
-        return preset  # of another kind: what differs is said by the comparison of the identities
-    return replace(preset.with_views(trained["views"]), grid=tuple(trained["grid"]))
 
 
 def _sample(task: Task, image: Image.Image, prompt: str, *, reply: Reply | None = None, phrase: str = "") -> Sample:

@@ -20,7 +20,8 @@ from manifests.pictures import BrokenPicture, opened_picture
 from manifests.scenes.world import make_scene
 from stages.analyze.labels import labels_of, shape_of
 from stages.ground import page_pictures, page_view
-from stages.ground.grounder import Answer, Grounder
+from stages.ground.answer import Answer
+from stages.ground.grounder import Grounder
 from stages.ground.page_session import Sessions, Talk, unmarked
 from stages.ground.page_view import Maps, View
 from stages.ground.photos import open_photo

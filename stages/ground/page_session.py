@@ -15,7 +15,8 @@ import numpy as np
 
 from stages.extract.images import Box
 from stages.ground import page_pictures, page_view
-from stages.ground.grounder import ON_TEXT, Answer, Grounder, SeenImage
+from stages.ground.answer import Answer, SeenImage
+from stages.ground.grounder import ON_TEXT, Grounder
 from stages.ground.page_view import View
 from stages.ground.results import Grounding, split_words
 

@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from manifests.masks import Rle, area, decode
+from stages.evaluate.scoring import PUNCTUATION
 from stages.extract.images import Box
 
 SCHEMA: Final = 1  # of the JSON; raised when a field changes its meaning
@@ -191,7 +192,7 @@ def _spelled(character: str) -> str:
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     """text[start:end] without the punctuation around it; as it is where there is nothing else."""
-    inner = text[start:end].strip(" .,;:!?\"'()")
+    inner = text[start:end].strip(PUNCTUATION)
     if not inner:
         return start, end
     start = text.index(inner, start)
